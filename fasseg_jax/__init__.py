@@ -1,0 +1,1 @@
+"""FASeg in JAX: semantic segmentation with dynamic focus-aware positional queries."""
