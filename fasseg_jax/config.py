@@ -44,7 +44,7 @@ def base_config() -> ConfigDict:
     """FASeg with ResNet-50 by the recipe for ADE20K (SPEC sections 2 to 6; paper section 4)."""
     config = ConfigDict()
 
-    # The data set: names a table in fasseg_jax/classes/ (class names and palette).
+    # The data set: names a table in fasseg_jax/class_tables/ (class names and palette).
     config.data = ConfigDict(
         {
             "dataset": "ade20k",

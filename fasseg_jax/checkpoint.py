@@ -1,0 +1,150 @@
+"""Checkpoints: a directory, written by Orbax, with all that prediction needs.
+
+variables/   the Flax variables
+metadata/    JSON: format, contents ("model" or "backbone"), configuration, class names and palette
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from fasseg_jax.classes import ClassTable
+
+__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+
+FORMAT = 1  # of the metadata; a program that does not know a number refuses it
+DATA_FILE_BYTES = 16 << 20  # data that wait in memory until a file is full
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+      config: the whole configuration; its sequences are tuples.
+      variables: {"params": ...} and, with batch norm, "batch_stats"; NumPy arrays.
+      classes: names and palette of the K classes.
+      contents: "model", or "backbone" where `variables` holds the backbone's alone, from which a training can start.
+    """
+
+    config: ConfigDict
+    variables: dict[str, Any]
+    classes: ClassTable
+    contents: Literal["model", "backbone"] = "model"
+
+
+def save_checkpoint(
+    path: str | Path,
+    config: ConfigDict,
+    variables: dict[str, Any],
+    classes: ClassTable,
+    contents: Literal["model", "backbone"] = "model",
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint; it appears under its name only when it is complete.
+
+    Args:
+      path: a directory that does not exist or is empty; it may be in a bucket ("gs://...").
+      config: the whole configuration; lists in it come back as tuples.
+      variables: Flax variables, NumPy or JAX arrays.
+      classes: names and palette of the K classes.
+      contents: what `variables` holds, the whole model or its backbone alone.
+      overwrite: replace a checkpoint that is there; it is removed first. A directory of
+        anything else is never replaced.
+
+    Raises:
+      FileExistsError: there is something at `path` that must not be replaced.
+    """
+    directory = _absolute(path)
+    if directory.is_file():
+        raise FileExistsError(f"{path}: is a file; name a directory")
+    if directory.exists() and any(directory.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f"{path}: the directory is not empty; name another or pass --overwrite")
+        if not _metadata_file(directory).exists():
+            raise FileExistsError(f"{path}: holds something else than a checkpoint and is not overwritten")
+    metadata = {
+        "format": FORMAT,
+        "contents": contents,
+        "config": config.to_dict(),
+        "classes": {"names": classes.names, "palette": classes.palette.tolist()},
+    }
+    # Saving ends before this function does, so that Orbax need not copy the arrays first.
+    handlers = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        variables=ocp.PyTreeCheckpointHandler(type_handler_registry=handlers), metadata=ocp.JsonCheckpointHandler()
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(
+            directory,
+            args=ocp.args.Composite(
+                variables=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=DATA_FILE_BYTES),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+            force=True,  # whatever must be kept was refused above
+        )
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+      path: a directory that `save_checkpoint` wrote.
+
+    Raises:
+      FileNotFoundError: no such directory.
+      ValueError: not a checkpoint of this program, of a later format, or damaged.
+    """
+    directory = _absolute(path)
+    if not directory.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    if not _metadata_file(directory).exists():
+        hint = "; PyTorch weights become one by convert.py" if directory.is_file() else ""
+        raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
+    try:
+        metadata = json.loads(_metadata_file(directory).read_text())
+        if metadata["format"] == FORMAT:
+            classes = metadata["classes"]
+            return Checkpoint(
+                config=ConfigDict(_tuples(metadata["config"])),
+                variables=_restore(directory / "variables"),
+                classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
+                contents=metadata["contents"],
+            )
+    except Exception as error:  # Orbax and the storage library below it raise errors of many types
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{path}: the checkpoint is damaged or incomplete ({reason})") from error
+    raise ValueError(f"{path}: written by a later version of fasseg_jax (format {metadata['format']}); update it")
+
+
+def _absolute(path: str | Path) -> epath.Path:
+    return epath.Path(path).expanduser().resolve()
+
+
+def _metadata_file(directory: epath.Path) -> epath.Path:
+    return directory / "metadata" / "metadata"
+
+
+def _restore(directory: epath.Path) -> dict[str, Any]:
+    """As NumPy arrays, whichever devices they were on when they were saved."""
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(directory).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists only, configurations have tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

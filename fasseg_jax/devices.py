@@ -1,0 +1,40 @@
+"""Choosing the device that computes, and keeping compiled programs between runs."""
+
+import os
+from pathlib import Path
+
+import jax
+
+__all__ = ["choose_device", "enable_compilation_cache"]
+
+
+def choose_device(platform: str | None) -> jax.Device:
+    """Let JAX compute on the first device of a platform; call it before anything else of JAX.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu"; None leaves the choice to JAX.
+
+    Raises:
+      RuntimeError: there is no such device, or JAX is installed without support for it.
+    """
+    if platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # a GPU would otherwise be initialised and its memory reserved
+    try:
+        device = jax.devices(platform)[0]
+    except RuntimeError as error:
+        available = ", ".join(sorted({device.platform for device in jax.devices()}))
+        raise RuntimeError(f"no {platform} found by JAX (found: {available}); is JAX installed for it?") from error
+    jax.config.update("jax_default_device", device)
+    return device
+
+
+def enable_compilation_cache() -> Path:
+    """Keep compiled programs on disk, so that the next run with the same model and sizes need not compile them.
+
+    Returns:
+      The folder: the environment variable JAX_COMPILATION_CACHE_DIR where it is set, else ~/.cache/fasseg_jax.
+    """
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "fasseg_jax")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return folder

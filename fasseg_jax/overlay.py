@@ -1,0 +1,147 @@
+"""The overlay picture: classes in the palette's colours over the photo, with a legend below."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fasseg_jax.classes import ClassTable
+
+__all__ = ["class_shares", "draw_overlay"]
+
+OPACITY = 0.55  # of the colours over the photo
+BORDER = (255, 255, 255)
+PAPER, INK, FAINT, WARNING = (255, 255, 255), (28, 30, 34), (120, 124, 132), (190, 20, 30)
+MIN_PHOTO_SIDE = 256  # pixels; photos whose longer side is smaller are shown enlarged
+MIN_WIDTH = 420  # pixels, of the picture: room for the legend
+
+
+def draw_overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, warning: str | None = None) -> Image.Image:
+    """Draw the classes over a photo, with thin borders between them and a legend of those found, largest first.
+
+    Args:
+      image: uint8 RGB, (H, W, 3).
+      labels: (H, W) class ids, each below `len(classes)`.
+      classes: names and palette.
+      warning: a sentence above the legend, in red.
+
+    Returns:
+      An RGB picture; the photo's first pixel is its first, and an integer number of its pixels shows each pixel.
+    """
+    enlargement = max(1, MIN_PHOTO_SIDE // max(labels.shape))
+    image, labels = (array.repeat(enlargement, 0).repeat(enlargement, 1) for array in (image, labels))
+    photo = _blend(image, labels, classes.palette)
+    layout = _Layout.fit(photo.shape[:2])
+    width = max(photo.shape[1], MIN_WIDTH)
+    legend = _draw_legend(class_shares(labels, len(classes)), classes, width, layout, warning)
+    picture = Image.new("RGB", (width, photo.shape[0] + legend.height), PAPER)
+    picture.paste(Image.fromarray(photo), (0, 0))
+    picture.paste(legend, (0, photo.shape[0]))
+    return picture
+
+
+def class_shares(labels: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
+    """The classes found in `labels` and their shares of its pixels, largest first."""
+    counts = sum(np.bincount(row, minlength=num_classes) for row in labels)  # by rows: each is cast to 64 bits
+    order = np.argsort(-counts, kind="stable")
+    return [(int(class_id), counts[class_id] / labels.size) for class_id in order if counts[class_id]]
+
+
+def _blend(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Colours over the photo, uint8 (H, W, 3), borders drawn."""
+    percent = round(100 * OPACITY)
+    blended = np.empty_like(image)
+    # In 16 bits and channel by channel, for the memory that large scans take: percent x 255 < 2^16.
+    for channel in range(3):
+        mixture = image[..., channel] * np.uint16(100 - percent)
+        mixture += (palette[:, channel] * np.uint16(percent))[labels]
+        blended[..., channel] = (mixture + np.uint16(50)) // np.uint16(100)
+    # Wide enough to be seen when the whole picture is: one pixel per 700 of a square photo of the same area.
+    width = max(1, round(labels.size**0.5 / 700))
+    blended[_borders(labels, width)] = BORDER
+    return blended
+
+
+def _borders(labels: np.ndarray, width: int) -> np.ndarray:
+    """Where two classes meet, (H, W) bool: the `width` pixels to the left and above each change."""
+    border = np.zeros(labels.shape, bool)
+    changed = labels[1:] != labels[:-1]
+    for shift in range(width):
+        border[: len(changed) - shift] |= changed[shift:]
+    changed = labels[:, 1:] != labels[:, :-1]
+    for shift in range(width):
+        border[:, : changed.shape[1] - shift] |= changed[:, shift:]
+    return border
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Lengths of the legend in pixels, all following from the size of its letters."""
+
+    text: int
+    row: int
+    swatch: int
+    gap: int
+    margin: int
+
+    @classmethod
+    def fit(cls, size: tuple[int, int]) -> "_Layout":
+        text = max(14, round(0.024 * (size[0] * size[1]) ** 0.5))
+        return cls(text, round(1.75 * text), round(1.1 * text), round(0.55 * text), round(1.2 * text))
+
+
+def _draw_legend(
+    shares: list[tuple[int, float]], classes: ClassTable, width: int, layout: _Layout, warning: str | None
+) -> Image.Image:
+    """A legend `width` wide and as high as it needs to be: rows of swatch, name, share, in columns."""
+    font = ImageFont.load_default(layout.text)
+    entries = [(tuple(classes.palette[i].tolist()), classes.names[i], _percent(share)) for i, share in shares]
+    share_width = max(font.getlength(share) for *_, share in entries)
+    fixed = layout.swatch + 3 * layout.gap + share_width  # of a column, beside the name
+    room = width - 2 * layout.margin
+    name_width = min(max(font.getlength(name) for _, name, _ in entries), room - fixed)
+    spacing = 2 * layout.margin
+    num_columns = int(max(1, min(len(entries), (room + spacing) // (fixed + name_width + spacing))))
+    num_rows = -(-len(entries) // num_columns)
+    lines = _wrap(warning, font, room) if warning else []
+    top = layout.margin + len(lines) * layout.row + (layout.gap if lines else 0)
+    legend = Image.new("RGB", (width, top + num_rows * layout.row + layout.margin), PAPER)
+    draw = ImageDraw.Draw(legend)
+    for number, line in enumerate(lines):
+        middle = layout.margin + number * layout.row + layout.row / 2
+        draw.text((layout.margin, middle), line, WARNING, font, anchor="lm")
+    for number, (colour, name, share) in enumerate(entries):
+        column, row = divmod(number, num_rows)
+        x = layout.margin + column * (fixed + name_width + spacing)
+        middle = top + row * layout.row + layout.row / 2
+        box = (x, middle - layout.swatch / 2, x + layout.swatch, middle + layout.swatch / 2)
+        draw.rounded_rectangle(box, layout.swatch / 5, colour, FAINT, max(1, layout.text // 24))
+        x += layout.swatch + layout.gap
+        draw.text((x, middle), _shorten(name, font, name_width), INK, font, anchor="lm")
+        draw.text((x + name_width + 2 * layout.gap + share_width, middle), share, FAINT, font, anchor="rm")
+    return legend
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%" if share >= 0.001 else "<0.1%"
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """`text`, its end replaced by dots where it is too wide."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip(" ,;") + "…"
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """`text` broken between words into lines of at most `width`."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,206 @@
+"""Segment a photo, or all photos of a folder, with a trained model.
+
+    python predict.py --checkpoint CHECKPOINT --input PHOTO_OR_FOLDER --output FOLDER
+
+Writes for each photo NAME_labels.png, the class id of every pixel (one channel, 8 bits, or 16 for more than 255
+classes), and NAME_overlay.png, the classes in colour over the photo with a legend. Results of subfolders go to the same
+subfolders of the output. To try an installation without weights:
+
+    python predict.py --untrained --config configs/ade20k.py:r50 --output FOLDER
+
+Exit status: 0 all done; 1 a photo could not be read (the others are done) or results not be written; 2 wrong usage.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+from PIL import Image
+from tqdm import tqdm
+
+from fasseg_jax.classes import load_classes
+from fasseg_jax.devices import choose_device, enable_compilation_cache
+from fasseg_jax.inference import Segmentation, Segmenter
+from fasseg_jax.model import build_model
+from fasseg_jax.overlay import draw_overlay
+from fasseg_jax.photos import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, as convert.py writes it.")
+INPUT = flags.DEFINE_string("input", None, "A photo, or a folder that is searched for photos with its subfolders.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; made if absent.")
+SCORES = flags.DEFINE_bool(
+    "scores", False, "Also write NAME_scores.npy: (H, W, K) float16, 300 bytes a pixel for 150 classes."
+)
+DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default what JAX chooses.")
+UNTRAINED = flags.DEFINE_bool(
+    "untrained",
+    False,
+    "Use random weights instead of a checkpoint, to try an installation; without --input on a generated picture.",
+)
+CONFIG = config_flags.DEFINE_config_file("config", None, "The model for --untrained, e.g. configs/ade20k.py:r50.")
+
+WARNING = "Untrained weights: this picture shows that the installation works; the classes mean nothing."
+
+
+class UsageError(Exception):
+    """The command line asks for something impossible; the message says what to change."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the program and return its exit status."""
+    logging.set_verbosity(logging.WARNING)  # without JAX's notes on the platforms that it lacks
+    try:
+        check_usage(argv)
+        output = Path(OUTPUT.value)
+        photos = find_photos(output)
+        device = choose_device(DEVICE.value)
+        cache = enable_compilation_cache()
+        segmenter = load_segmenter()
+    except (UsageError, ValueError, OSError, RuntimeError) as error:
+        return complain(error, status=2)
+    print(f"Computing on {device.device_kind} ({device.platform}).")
+    print(f"For the first photo of each size the network is compiled; programs are kept in {cache}.")
+    try:
+        return segment_photos(segmenter, photos, output)
+    except OSError as error:
+        return complain(f"cannot write the results: {error}", status=1)
+    except FloatingPointError as error:
+        return complain(error, status=1)
+
+
+def check_usage(argv: list[str]) -> None:
+    """Raise a `UsageError` for flags that do not go together."""
+    if argv[1:]:
+        raise UsageError(f"unexpected argument {argv[1]!r}; photos are given by --input")
+    if not OUTPUT.value:
+        raise UsageError("--output is needed: the folder for the results")
+    if UNTRAINED.value == bool(CHECKPOINT.value):
+        raise UsageError("give --checkpoint, or --untrained to try an installation with random weights")
+    if UNTRAINED.value != (CONFIG.value is not None):
+        raise UsageError("--untrained needs --config, and a checkpoint holds its own configuration")
+    if not INPUT.value and not UNTRAINED.value:
+        raise UsageError("--input is needed: a photo or a folder of photos")
+    if Path(OUTPUT.value).exists() and not Path(OUTPUT.value).is_dir():
+        raise UsageError(f"--output {OUTPUT.value} is a file; give a folder")
+
+
+def find_photos(output: Path) -> dict[Path, Path]:
+    """The photos to segment, {path: name of the results below the output folder}."""
+    if not INPUT.value:
+        output.mkdir(parents=True, exist_ok=True)
+        path = output / "generated.png"
+        Image.fromarray(generated_photo()).save(path)
+        print(f"No --input: segmenting a generated picture, {path}.")
+        return {path: Path(path.stem)}
+    source = Path(INPUT.value)
+    if not source.exists():
+        raise UsageError(f"--input {source}: there is no such file or folder")
+    if not source.is_dir():
+        return {source: Path(source.stem)}
+    if output.resolve() == source.resolve():
+        raise UsageError("--output must not be the --input folder itself, whose photos the results would join")
+    found = list_photos(source, exclude=output)
+    if not found.paths:
+        raise UsageError(f"--input {source} holds no photos ({', '.join(sorted(PHOTO_EXTENSIONS))})")
+    print(f"{len(found.paths)} photos in {source}, {found.ignored} other files ignored.")
+    names = output_names([path.relative_to(source) for path in found.paths])
+    return dict(zip(found.paths, names, strict=True))
+
+
+def load_segmenter() -> Segmenter:
+    """The model of --checkpoint, or an untrained one."""
+    if CHECKPOINT.value:
+        return Segmenter.from_checkpoint(CHECKPOINT.value)
+    print("UNTRAINED: drawing random weights; the classes found will mean nothing.")
+    config = CONFIG.value
+    init = jax.jit(build_model(config.model).init, static_argnames="train")
+    variables = init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
+    return Segmenter(config, variables, load_classes(config.data.dataset))
+
+
+def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], output: Path) -> int:
+    """Segment all photos and write the results; returns the exit status."""
+    compiling = CompileTimer()
+    unreadable, seconds = [], []
+    for path, name in tqdm(photos.items(), unit="photo", disable=None):
+        try:
+            image = open_photo(path)
+        except PhotoError as error:
+            unreadable.append(path)
+            tqdm.write(f"predict.py: skipped {error}", file=sys.stderr)
+            continue
+        compiled_before, start = compiling.seconds, time.perf_counter()
+        result = segmenter(image, scores=SCORES.value)
+        compiled = compiling.seconds - compiled_before
+        seconds.append(time.perf_counter() - start - compiled)
+        if compiled > 1:
+            height, width = result.labels.shape
+            tqdm.write(f"{width} x {height} pixels: {compiled:.1f} s to compile or load the program for this size")
+        write_result(image, result, segmenter, output / name)
+    if seconds:
+        print(
+            f"Photos segmented: {len(seconds)}, {np.mean(seconds):.2f} s each and {compiling.seconds:.1f} s to compile."
+        )
+        print(f"Results in {output}.")
+    if unreadable:
+        names = ", ".join(map(str, unreadable))
+        return complain(f"{len(unreadable)} of {len(photos)} photos could not be read: {names}", status=1)
+    return 0
+
+
+def write_result(image: np.ndarray, result: Segmentation, segmenter: Segmenter, name: Path) -> None:
+    """Write the label map, the overlay and perhaps the scores of one photo; `name` is their path's beginning."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(result.labels).save(f"{name}_labels.png")
+    overlay = draw_overlay(image, result.labels, segmenter.classes, WARNING if UNTRAINED.value else None)
+    overlay.save(f"{name}_overlay.png", compress_level=1)  # photos hardly compress: a third of the time
+    if SCORES.value:
+        np.save(f"{name}_scores.npy", result.scores.astype(np.float16))
+
+
+class CompileTimer:
+    """Adds up the seconds that JAX spends on compiling, or on loading what was compiled in an earlier run."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):  # tracing, lowering, the compiler proper
+            self.seconds += duration
+
+
+def generated_photo(height: int = 512, width: int = 683) -> np.ndarray:
+    """A picture of textured discs before a shaded background, uint8 RGB, the same each time."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    picture = np.stack([90 + 80 * y / height, 130 + 50 * x / width, 210 - 120 * y / height], axis=-1)
+    for _ in range(9):
+        center_y, center_x, radius = rng.uniform((0, 0, 40), (height, width, 130))
+        frequency_y, frequency_x = rng.uniform(-0.4, 0.4, 2)
+        texture = 25 * np.sin(frequency_y * y + frequency_x * x)[..., None] + rng.uniform(30, 225, 3)
+        inside = (y - center_y) ** 2 + (x - center_x) ** 2 < radius**2
+        picture[inside] = texture[inside]
+    return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
+
+
+def complain(error: object, status: int) -> int:
+    """Print one line on stderr and return `status`."""
+    print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Read the command line; a mistake in it ends the program with one line and status 2."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, OSError, ValueError) as error:
+        sys.exit(complain(f"{error}; see --help", status=2))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

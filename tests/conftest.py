@@ -1,0 +1,36 @@
+"""What all tests share: the compilation cache, and a configuration that is tiny but has every part."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from fasseg_jax.config import load_config
+
+ROOT = Path(__file__).parents[1]
+
+# Compiled programs are kept between runs: a second run of the tests takes half the time.
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache/jax")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--reference",
+        type=Path,
+        help="folder of the complete golden arrays (with the photo case), in place of the thinned ones in tests/golden",
+    )
+
+
+@pytest.fixture
+def tiny_config() -> ConfigDict:
+    """FASeg with every part, small enough to compile in seconds: C = 64, one block a stage, 9 queries, 5 classes."""
+    config = load_config("configs/ade20k.py:r50")
+    model = config.model
+    model.num_classes, model.hidden_dim, model.num_heads = 5, 64, 4
+    model.backbone.blocks, model.backbone.width = (1, 1, 1, 1), 8
+    model.pixel_decoder.num_layers, model.pixel_decoder.ffn_dim = 1, 96
+    model.decoder.num_queries, model.decoder.num_layers, model.decoder.ffn_dim = 9, 5, 96
+    return config

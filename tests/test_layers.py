@@ -1,0 +1,99 @@
+"""Layers against the plain operations that they stand for."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fasseg_jax.attention import MultiheadAttention
+from fasseg_jax.layers import DepthwiseConv, PointwiseConv, batch_norm, torch_linear
+from fasseg_jax.positions import sine_positions
+
+X = np.random.default_rng(0).standard_normal((2, 7, 5, 12)).astype(np.float32)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_pointwise_is_a_1x1_convolution(strides):
+    variables = PointwiseConv(8, strides).init(jax.random.key(0), X)
+    ours = PointwiseConv(8, strides).apply(variables, X)
+    np.testing.assert_allclose(ours, nn.Conv(8, (1, 1), strides).apply(variables, X), atol=1e-5)
+
+
+def test_depthwise_is_a_grouped_convolution():
+    variables = DepthwiseConv().init(jax.random.key(0), X)
+    reference = nn.Conv(12, (3, 3), padding=1, feature_group_count=12)
+    np.testing.assert_allclose(DepthwiseConv().apply(variables, X), reference.apply(variables, X), atol=1e-5)
+
+
+def test_frozen_batch_norm():
+    norm = batch_norm("frozen_batch_norm", jnp.float32, None)
+    rng = np.random.default_rng(1)
+    scale, bias, mean, var = rng.uniform(0.5, 2, (4, 12)).astype(np.float32)
+    variables = {"batch_stats": {"scale": scale, "bias": bias, "mean": mean, "var": var}}
+    expected = (X - mean) / np.sqrt(var + 1e-5) * scale + bias
+    for use_running_average in (True, False):  # frozen: training changes nothing
+        ours, state = norm.apply(variables, X, use_running_average, mutable=["batch_stats"])
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        jax.tree.map(np.testing.assert_array_equal, state, variables)
+
+
+def test_batch_norm_uses_batch_statistics_and_keeps_running_ones():
+    norm = batch_norm("batch_norm", jnp.float32, None)
+    variables = norm.init(jax.random.key(0), X, use_running_average=True)
+    assert set(variables["params"]) == {"scale", "bias"}
+    ours, state = norm.apply(variables, X, use_running_average=False, mutable=["batch_stats"])
+    mean, var = X.mean(axis=(0, 1, 2)), X.var(axis=(0, 1, 2))
+    np.testing.assert_allclose(ours, (X - mean) / np.sqrt(var + 1e-5), atol=1e-5)
+    np.testing.assert_allclose(state["batch_stats"]["mean"], 0.1 * mean, atol=1e-6)
+    np.testing.assert_allclose(state["batch_stats"]["var"], 0.9 + 0.1 * var, atol=1e-5)
+
+
+def test_attention():
+    """Against a loop over heads and queries in float64."""
+    rng = np.random.default_rng(0)
+    queries, keys, values = (rng.standard_normal((2, n, 8)) for n in (3, 5, 5))
+    allowed = rng.uniform(size=(2, 3, 5)) > 0.4
+    allowed[..., 0] = True
+    module = MultiheadAttention(num_heads=2)
+    variables = module.init(jax.random.key(0), queries, keys, values)
+    variables = jax.tree.map(lambda x: np.asarray(rng.standard_normal(x.shape), np.float32), variables)
+    output, attention = module.apply(
+        variables, *(jnp.asarray(x, jnp.float32) for x in (queries, keys, values)), allowed
+    )
+
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
+    projected = [
+        x @ p["in_proj_kernel"][:, 8 * i : 8 * i + 8] + p["in_proj_bias"][8 * i : 8 * i + 8]
+        for i, x in enumerate((queries, keys, values))
+    ]
+    expected, mean = np.zeros((2, 3, 8)), np.zeros((2, 3, 5))
+    for b, head, q in np.ndindex(2, 2, 3):
+        part = slice(4 * head, 4 * head + 4)
+        logits = projected[1][b, :, part] @ projected[0][b, q, part] / 2
+        weights = np.where(allowed[b, q], np.exp(logits), 0)
+        weights /= weights.sum()
+        mean[b, q] += weights / 2
+        expected[b, q, part] = weights @ projected[2][b, :, part]
+    expected = expected @ p["out_proj"]["kernel"] + p["out_proj"]["bias"]
+    np.testing.assert_allclose(output, expected, atol=1e-4)
+    np.testing.assert_allclose(attention, mean, atol=1e-5)
+
+
+def test_sine_positions():
+    h, w, c = 3, 4, 8
+    expected = np.zeros((h, w, c))
+    for i, j, k in np.ndindex(h, w, c):
+        coordinate = (i + 1) / (h + 1e-6) if k < c // 2 else (j + 1) / (w + 1e-6)
+        pair = k % (c // 2) // 2
+        angle = coordinate * 2 * np.pi / 10000 ** (2 * pair / (c // 2))
+        expected[i, j, k] = np.cos(angle) if k % 2 else np.sin(angle)
+    np.testing.assert_allclose(sine_positions(h, w, c), expected, atol=1e-6)
+
+
+def test_linear_starts_as_pytorch_does():
+    """U(+-1/sqrt(fan_in)), kernel and bias: bounds and variance."""
+    params = torch_linear(64, 2000, jnp.float32).init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
+    for value in (params["kernel"], params["bias"]):
+        assert np.abs(value).max() <= 1 / 8
+        np.testing.assert_allclose(np.var(value), (1 / 8) ** 2 / 3, rtol=0.1)
