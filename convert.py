@@ -15,7 +15,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from fasseg_jax.checkpoint import save_checkpoint
-from fasseg_jax.classes import ClassTable, load_classes
+from fasseg_jax.classes import ClassTable
+from fasseg_jax.data import data_classes
 from fasseg_jax.weight_files import read_state_dict
 from fasseg_jax.weights import convert_backbone, convert_state_dict, holds_whole_model
 
@@ -48,7 +49,7 @@ def convert(config: ConfigDict, weights: str, output: str, overwrite: bool, new_
 
 
 def _classes_of(config: ConfigDict) -> ClassTable:
-    classes = load_classes(config.data.dataset)
+    classes = data_classes(config.data)
     if len(classes) != config.model.num_classes:
         raise ValueError(
             f"config.model.num_classes is {config.model.num_classes}, but the class table {config.data.dataset!r} has "

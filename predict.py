@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from PIL import Image
 from tqdm import tqdm
 
-from fasseg_jax.classes import load_classes
+from fasseg_jax.data import data_classes
 from fasseg_jax.devices import choose_device, enable_compilation_cache
 from fasseg_jax.inference import Segmentation, Segmenter
 from fasseg_jax.model import build_model
@@ -119,7 +119,7 @@ def load_segmenter() -> Segmenter:
     config = CONFIG.value
     init = jax.jit(build_model(config.model).init, static_argnames="train")
     variables = init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
-    return Segmenter(config, variables, load_classes(config.data.dataset))
+    return Segmenter(config, variables, data_classes(config.data))
 
 
 def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], output: Path) -> int:

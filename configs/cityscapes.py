@@ -22,8 +22,10 @@ def get_config(variant: str = "r50") -> ConfigDict:
             "or one of these after 'mask2former_'"
         )
     config = base_config()
+    config.data.source = "cityscapes"
     config.data.dataset = "cityscapes"
-    config.data.reduce_zero_label = False  # label files hold trainIds
+    config.data.max_targets = 19
+    config.data.reduce_zero_label = False
     config.model.num_classes = 19
     config.model.backbone = BACKBONES[name].copy_and_resolve_references()
     if variant != name:

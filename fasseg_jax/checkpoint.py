@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.classes import ClassTable
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "checkpoint_metadata", "load_checkpoint", "load_metadata", "save_checkpoint"]
 
 FORMAT = 1  # of the metadata; a program that does not know a number refuses it
 DATA_FILE_BYTES = 16 << 20  # data that wait in memory until a file is full
@@ -35,7 +35,7 @@ class Checkpoint:
     """
 
     config: ConfigDict
-    variables: dict[str, Any]
+    variables: dict[str, Any] | None
     classes: ClassTable
     contents: Literal["model", "backbone"] = "model"
 
@@ -70,12 +70,6 @@ def save_checkpoint(
             raise FileExistsError(f"{path}: the directory is not empty; name another or pass --overwrite")
         if not _metadata_file(directory).exists():
             raise FileExistsError(f"{path}: holds something else than a checkpoint and is not overwritten")
-    metadata = {
-        "format": FORMAT,
-        "contents": contents,
-        "config": config.to_dict(),
-        "classes": {"names": classes.names, "palette": classes.palette.tolist()},
-    }
     # Saving ends before this function does, so that Orbax need not copy the arrays first.
     handlers = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
@@ -89,10 +83,22 @@ def save_checkpoint(
             directory,
             args=ocp.args.Composite(
                 variables=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=DATA_FILE_BYTES),
-                metadata=ocp.args.JsonSave(metadata),
+                metadata=ocp.args.JsonSave(checkpoint_metadata(config, classes, contents)),
             ),
             force=True,  # whatever must be kept was refused above
         )
+
+
+def checkpoint_metadata(
+    config: ConfigDict, classes: ClassTable, contents: Literal["model", "backbone"] = "model"
+) -> dict[str, Any]:
+    """What a checkpoint says of itself, as JSON holds it."""
+    return {
+        "format": FORMAT,
+        "contents": contents,
+        "config": config.to_dict(),
+        "classes": {"names": classes.names, "palette": classes.palette.tolist()},
+    }
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -105,6 +111,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
       FileNotFoundError: no such directory.
       ValueError: not a checkpoint of this program, of a later format, or damaged.
     """
+    metadata = load_metadata(path)
+    try:
+        return dataclasses.replace(metadata, variables=_restore(_absolute(path) / "variables"))
+    except Exception as error:  # Orbax and the storage library below it raise errors of many types
+        raise _damaged(path, error) from error
+
+
+def load_metadata(path: str | Path) -> Checkpoint:
+    """Read a checkpoint without its variables, which are None; raises as `load_checkpoint`."""
     directory = _absolute(path)
     if not directory.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
@@ -117,14 +132,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             classes = metadata["classes"]
             return Checkpoint(
                 config=ConfigDict(_tuples(metadata["config"])),
-                variables=_restore(directory / "variables"),
+                variables=None,
                 classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
                 contents=metadata["contents"],
             )
-    except Exception as error:  # Orbax and the storage library below it raise errors of many types
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise ValueError(f"{path}: the checkpoint is damaged or incomplete ({reason})") from error
+    except Exception as error:  # whatever a damaged file makes of it
+        raise _damaged(path, error) from error
     raise ValueError(f"{path}: written by a later version of fasseg_jax (format {metadata['format']}); update it")
+
+
+def _damaged(path: str | Path, error: Exception) -> ValueError:
+    reason = f"{type(error).__name__}: {str(error)[:200]}"
+    return ValueError(f"{path}: the checkpoint is damaged or incomplete ({reason})")
 
 
 def _absolute(path: str | Path) -> epath.Path:

@@ -44,12 +44,22 @@ def base_config() -> ConfigDict:
     """FASeg with ResNet-50 by the recipe for ADE20K (SPEC sections 2 to 6; paper section 4)."""
     config = ConfigDict()
 
-    # The data set: names a table in fasseg_jax/class_tables/ (class names and palette).
     config.data = ConfigDict(
         {
+            # "folder" (one's own images/ and annotations/, or ADEChallengeData2016), "cityscapes", "tfds" (a data set
+            # that `python -m fasseg_jax.data.tfds` prepared), or "shapes" (generated, needs no files).
+            "source": "folder",
+            "root": "",  # the data set's folder, of "tfds" the one that the preparation printed
+            # The class table, names and palette: one of fasseg_jax/class_tables/, or the path of a .csv file; if empty,
+            # classes.csv or classes.txt in `root`.
             "dataset": "ade20k",
-            "ignore_label": 255,
+            "ignore_label": 255,  # of pixels that count for nothing, in label files and in training
             "reduce_zero_label": True,  # label files hold 0 = other, 1..K: subtract one, 0 becomes ignored
+            "max_targets": 40,  # T, classes in one training crop at most; more is an error (`--check` counts them)
+            "num_threads": 8,  # that read and augment, a batch each; no more than CPU cores are of use
+            "prefetch": 8,  # batches read ahead on the host
+            # Only of "shapes": height and width in pixels, and how many different samples each split has.
+            "shapes": {"size": (128, 128), "training": 4096, "validation": 128},
         }
     )
 
@@ -57,6 +67,7 @@ def base_config() -> ConfigDict:
         {
             "num_classes": 150,  # K; the class logits have one more, "no object", last
             "dtype": "float32",  # of the compute, float32 or bfloat16; parameters stay float32
+            "remat": False,  # in training recompute each block's activations: far less memory, about a third more time
             "hidden_dim": 256,  # C
             "num_heads": 8,  # M, of both kinds of attention
             "backbone": resnet(50),
@@ -107,7 +118,25 @@ def base_config() -> ConfigDict:
         }
     )
 
-    config.train = ConfigDict({"batch_size": 16, "steps": 160_000})
+    config.train = ConfigDict(
+        {
+            "steps": 160_000,
+            "batch_size": 16,  # of all devices and hosts together
+            "accumulation": 1,  # parts that a batch is computed in, one after the other, to save memory
+            "seed": 0,  # of initialisation, data order, augmentation and sampled points
+            # Start weights: a checkpoint directory of convert.py, a backbone or a whole model. If a model has other
+            # classes, its class head starts anew. Empty: random.
+            "init": "",
+            "ema_decay": 0.0,  # of an exponential moving average of the parameters, used for evaluation; 0: none
+            "shard_parameters": False,  # divide parameters and optimiser state among the devices (large models)
+            # In steps:
+            "log_every": 20,
+            "checkpoint_every": 2_000,
+            "evaluate_every": 10_000,  # mIoU on the validation split, and a picture
+            "evaluation_stride": 1,  # evaluate every so-manieth sample of the split
+            "keep_checkpoints": 2,  # the latest ones; the best by mIoU is kept besides
+        }
+    )
 
     # Shorter side drawn from `short_sides`, longer side at most `max_long_side`, then a crop (height, width).
     config.augmentation = ConfigDict(

@@ -82,6 +82,7 @@ class Decoder(nn.Module):
     hrca: bool
     hrca_omega: int
     hrca_selection: str
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     def setup(self):
@@ -89,7 +90,8 @@ class Decoder(nn.Module):
         self.query_feat = self.param("query_feat", normal, (self.num_queries, c))
         self.query_embed = self.param("query_embed", normal, (self.num_queries, c))
         self.level_embed = self.param("level_embed", normal, (self.num_scales, c))
-        self.layer = [DecoderLayer(self.num_heads, self.ffn_dim, self.dtype) for _ in range(self.num_layers)]
+        layer_type = nn.remat(DecoderLayer) if self.remat else DecoderLayer
+        self.layer = [layer_type(self.num_heads, self.ffn_dim, self.dtype) for _ in range(self.num_layers)]
         if self.positional_queries == "dfpq":
             self.adapt_pos2d = [torch_linear(c, c, self.dtype) for _ in range(2)]
         self.decoder_norm = layer_norm(self.dtype)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["choose_device", "enable_compilation_cache"]
+__all__ = ["choose_device", "enable_compilation_cache", "join_hosts"]
 
 
 def choose_device(platform: str | None) -> jax.Device:
@@ -38,3 +38,16 @@ def enable_compilation_cache() -> Path:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     return folder
+
+
+def join_hosts() -> None:
+    """Let the hosts of a cluster find each other; on a single machine do nothing.
+
+    On Cloud TPU pods, Slurm and the like all is known. Elsewhere set, on every host, JAX_COORDINATOR_ADDRESS to the
+    first host's address and a free port, JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0.
+    """
+    count = os.environ.get("JAX_NUM_PROCESSES")
+    if count:
+        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], int(count), int(os.environ["JAX_PROCESS_ID"]))
+    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        jax.distributed.initialize()

@@ -68,9 +68,9 @@ def build_model(config: ConfigDict) -> FASeg:
     dtype = jnp.dtype(config.dtype)
     backbone = {"resnet": ResNet, "swin": Swin}[config.backbone.kind]
     backbone_fields = {name: value for name, value in config.backbone.items() if name != "kind"}
-    shared = {"hidden_dim": config.hidden_dim, "num_heads": config.num_heads, "dtype": dtype}
+    shared = {"hidden_dim": config.hidden_dim, "num_heads": config.num_heads, "remat": config.remat, "dtype": dtype}
     return FASeg(
-        backbone=backbone(**backbone_fields, dtype=dtype),
+        backbone=backbone(**backbone_fields, remat=config.remat, dtype=dtype),
         pixel_decoder=PixelDecoder(
             **config.pixel_decoder,
             **shared,

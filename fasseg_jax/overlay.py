@@ -7,12 +7,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fasseg_jax.classes import ClassTable
 
-__all__ = ["class_shares", "draw_overlay"]
+__all__ = ["class_shares", "draw_comparison", "draw_overlay"]
 
 OPACITY = 0.55  # of the colours over the photo
 BORDER = (255, 255, 255)
 PAPER, INK, FAINT, WARNING = (255, 255, 255), (28, 30, 34), (120, 124, 132), (190, 20, 30)
 MIN_PHOTO_SIDE = 256  # pixels; photos whose longer side is smaller are shown enlarged
+COMPARISON_WIDTH, COMPARISON_GAP = 320, 6  # pixels, of each panel
 MIN_WIDTH = 420  # pixels, of the picture: room for the legend
 
 
@@ -40,6 +41,40 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, war
     return picture
 
 
+def draw_comparison(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: ClassTable) -> np.ndarray:
+    """Draw samples below each other: photo, truth, prediction, with a legend of the classes in either.
+
+    Args:
+      rows: image (H, W, 3) uint8, true labels (H, W) and predicted labels (H, W) of each. Labels that are no class, as
+        ignored pixels have, are left without colour.
+      classes: names and palette.
+
+    Returns:
+      A picture, uint8 (H, W, 3).
+    """
+    panels = []
+    for image, *label_maps in rows:
+        size = (COMPARISON_WIDTH, max(1, round(COMPARISON_WIDTH * image.shape[0] / image.shape[1])))
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        label_maps = [
+            np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)) for labels in label_maps
+        ]
+        panels.append((image, *label_maps))
+    known = np.concatenate([labels[labels < len(classes)] for _, *label_maps in panels for labels in label_maps])
+    width, gap = 3 * COMPARISON_WIDTH + 2 * COMPARISON_GAP, COMPARISON_GAP
+    layout = _Layout.fit((COMPARISON_WIDTH, width))
+    legend = _draw_legend(class_shares(known[None], len(classes)), classes, width, layout, None)
+    picture = Image.new("RGB", (width, sum(len(image) + gap for image, *_ in panels) + legend.height), PAPER)
+    y = 0
+    for image, *label_maps in panels:
+        for column, labels in enumerate([None, *label_maps]):
+            panel = image if labels is None else _blend(image, labels, classes.palette)
+            picture.paste(Image.fromarray(panel), (column * (COMPARISON_WIDTH + gap), y))
+        y += len(image) + gap
+    picture.paste(legend, (0, y))
+    return np.asarray(picture)
+
+
 def class_shares(labels: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
     """The classes found in `labels` and their shares of its pixels, largest first."""
     counts = sum(np.bincount(row, minlength=num_classes) for row in labels)  # by rows: each is cast to 64 bits
@@ -48,14 +83,16 @@ def class_shares(labels: np.ndarray, num_classes: int) -> list[tuple[int, float]
 
 
 def _blend(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Colours over the photo, uint8 (H, W, 3), borders drawn."""
+    """Colours over the photo, uint8 (H, W, 3), borders drawn; no colour over labels beyond the palette."""
     percent = round(100 * OPACITY)
+    coloured = labels < len(palette)
+    labels = np.where(coloured, labels, 0)
     blended = np.empty_like(image)
     # In 16 bits and channel by channel, for the memory that large scans take: percent x 255 < 2^16.
     for channel in range(3):
         mixture = image[..., channel] * np.uint16(100 - percent)
         mixture += (palette[:, channel] * np.uint16(percent))[labels]
-        blended[..., channel] = (mixture + np.uint16(50)) // np.uint16(100)
+        blended[..., channel] = np.where(coloured, (mixture + np.uint16(50)) // np.uint16(100), image[..., channel])
     # Wide enough to be seen when the whole picture is: one pixel per 700 of a square photo of the same area.
     width = max(1, round(labels.size**0.5 / 700))
     blended[_borders(labels, width)] = BORDER

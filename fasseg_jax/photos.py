@@ -49,7 +49,7 @@ def open_photo(path: str | os.PathLike) -> np.ndarray:
     try:
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it and refuses above twice its value
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return np.array(_to_rgb(_upright(image), image.format))
+            return np.array(to_rgb(_upright(image), image.format))
     except Image.DecompressionBombError:
         raise PhotoError(f"{path}: more than {MAX_PIXELS // 10**6} million pixels; scale it down first") from None
     except Image.UnidentifiedImageError:
@@ -69,7 +69,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image, file_format: str) -> Image.Image:
+def to_rgb(image: Image.Image, file_format: str) -> Image.Image:
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))

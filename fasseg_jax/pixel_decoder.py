@@ -73,6 +73,7 @@ class PixelDecoder(nn.Module):
     ffn_dim: int
     key_positions: str
     high_resolution_positions: bool
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -123,14 +124,15 @@ class PixelDecoder(nn.Module):
     def _encode(self, maps: list[jax.Array], positions: list[jax.Array]) -> list[jax.Array]:
         """Encoder over the tokens of all maps together; returns maps of the same shapes."""
         b, c = maps[0].shape[0], self.hidden_dim
-        shapes = [feature.shape[1:3] for feature in maps]
+        shapes = tuple(feature.shape[1:3] for feature in maps)
         level_embed = self.param("level_embed", nn.initializers.normal(1.0), (len(maps), c)).astype(self.dtype)
         tokens = jnp.concatenate([x.reshape(b, -1, c) for x in maps], axis=1)  # (B, h, w, C) -> (B, N, C)
         positions = jnp.concatenate(
             [(p + level_embed[i]).reshape(b, -1, c) for i, p in enumerate(positions)], axis=1
         )  # (B, N, C)
+        layer_type = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
         for i in range(self.num_layers):
-            layer = EncoderLayer(self.num_heads, self.num_points, self.ffn_dim, self.dtype, name=f"encoder_{i}")
+            layer = layer_type(self.num_heads, self.num_points, self.ffn_dim, self.dtype, name=f"encoder_{i}")
             tokens = layer(tokens, positions, shapes)
         ends = np.cumsum([h * w for h, w in shapes])[:-1].tolist()
         parts = jnp.split(tokens, ends, axis=1)

@@ -51,6 +51,7 @@ class ResNet(nn.Module):
     blocks: Sequence[int]
     width: int = 64
     norm: str = "frozen_batch_norm"
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -67,11 +68,12 @@ class ResNet(nn.Module):
         )(images)
         x = nn.relu(batch_norm(self.norm, self.dtype, "stem_norm")(x, use_running_average=not train))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        block_type = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         features = []
         for stage, count in enumerate(self.blocks):
             for i in range(count):
                 strides = 2 if stage > 0 and i == 0 else 1
-                block = Bottleneck(self.width * 2**stage, strides, self.norm, self.dtype, name=f"res{stage + 2}_{i}")
+                block = block_type(self.width * 2**stage, strides, self.norm, self.dtype, name=f"res{stage + 2}_{i}")
                 x = block(x, train)
             features.append(x)
         return features

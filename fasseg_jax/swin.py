@@ -138,6 +138,7 @@ class Swin(nn.Module):
     window: int
     mlp_ratio: int = 4
     drop_path: float = 0.3
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -145,6 +146,7 @@ class Swin(nn.Module):
         x = nn.Conv(self.embed_dim, (4, 4), 4, padding="VALID", dtype=self.dtype, name="patch_embed")(images)
         x = layer_norm(self.dtype, "patch_norm")(x)
         drop_path = iter(np.linspace(0, self.drop_path, sum(self.blocks)).tolist())
+        block_type = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat else SwinBlock
         features = []
         for stage, (count, heads) in enumerate(zip(self.blocks, self.heads, strict=True)):
             if stage > 0:
@@ -152,7 +154,7 @@ class Swin(nn.Module):
             for i in range(count):
                 shift = self.window // 2 if i % 2 else 0
                 name = f"stage{stage}_block{i}"
-                x = SwinBlock(heads, self.window, shift, self.mlp_ratio, next(drop_path), self.dtype, name=name)(
+                x = block_type(heads, self.window, shift, self.mlp_ratio, next(drop_path), self.dtype, name=name)(
                     x, train
                 )
             features.append(layer_norm(self.dtype, f"norm{stage}")(x))

@@ -22,6 +22,7 @@ def pytest_addoption(parser):
         type=Path,
         help="folder of the complete golden arrays (with the photo case), in place of the thinned ones in tests/golden",
     )
+    parser.addoption("--kills", type=int, default=2, help="how often the killed training is killed")
 
 
 @pytest.fixture

@@ -1,0 +1,91 @@
+"""How fast training data are read and augmented: images a second, and where the time goes.
+
+    python benchmarks/data.py
+
+writes JPEG photos of 683x512 with PNG label maps, the size of most of ADE20K, to a temporary folder and draws 512x512
+crops of them by the recipe for ADE20K. CPU time tells what one core does, whatever else the machine is doing.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fasseg_jax.classes import load_classes
+from fasseg_jax.config import load_config
+from fasseg_jax.data import Source, TrainingBatches, open_source, read_ahead
+from fasseg_jax.data.augmentation import augment, resize_and_crop
+from fasseg_jax.data.color import jitter_colors
+from fasseg_jax.data.shapes import ShapesSource
+
+NUM_PHOTOS = 48
+BATCHES = 24
+REPEATS = 3
+
+
+def write_photos(root: Path) -> None:
+    """Write generated photos, as a folder data set whose ids fit ADE20K's."""
+    source = ShapesSource("training", NUM_PHOTOS, (512, 683), load_classes("shapes"), ignore_label=255)
+    for folder in ("images/training", "annotations/training"):
+        (root / folder).mkdir(parents=True)
+    for index in range(NUM_PHOTOS):
+        sample = source[index]
+        Image.fromarray(sample.image).save(root / f"images/training/{index}.jpg", quality=90)
+        Image.fromarray(sample.labels).save(root / f"annotations/training/{index}.png")
+
+
+def throughput(source: Source, config: ConfigDict, num_threads: int) -> tuple[float, float]:
+    """Images a second, by the clock and by CPU time of this process."""
+    config.data.num_threads = num_threads
+    batches = read_ahead(TrainingBatches(source, config, seed=0), config.data)
+    next(batches)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(BATCHES):
+        next(batches)
+    images = BATCHES * config.train.batch_size
+    return images / (time.perf_counter() - wall), images / (time.process_time() - cpu)
+
+
+def milliseconds(function: Callable[[int], object]) -> float:
+    """CPU time of `function(index)`, the mean over the photos."""
+    begin = time.process_time()
+    for index in range(NUM_PHOTOS):
+        function(index)
+    return 1e3 * (time.process_time() - begin) / NUM_PHOTOS
+
+
+def main() -> None:
+    """Print the tables."""
+    config = load_config("configs/ade20k.py:r50")
+    config.train.batch_size = 4
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder))
+        config.data.root = folder
+        source = open_source(config, "training")
+        samples = [source[index] for index in range(NUM_PHOTOS)]
+        crops = [sample.image[:512, :512] for sample in samples]
+        rng = np.random.default_rng(0)
+        window = (100, 100, 512, 512)
+        stages = {
+            "read and decode": lambda i: source[i],
+            "augment": lambda i: augment(samples[i].image, samples[i].labels, config.augmentation, 255, rng),
+            "  resize to shorter side 768, crop": lambda i: resize_and_crop(
+                samples[i].image, samples[i].labels, (768, 1025), window
+            ),
+            "  colour jitter": lambda i: jitter_colors(crops[i], rng),
+        }
+        for name, stage in stages.items():
+            print(f"{name:36} {min(milliseconds(stage) for _ in range(REPEATS)):5.1f} ms of CPU an image")
+        print("\nthreads  images/s by the clock  images/s of CPU time")
+        for num_threads in (1, 2):
+            rates = [throughput(source, config, num_threads) for _ in range(REPEATS)]
+            wall, cpu = np.max(rates, axis=0)
+            print(f"{num_threads:7} {wall:20.0f} {cpu:21.0f}")
+
+
+if __name__ == "__main__":
+    main()

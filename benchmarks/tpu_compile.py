@@ -1,0 +1,89 @@
+"""Compiles the training step for a TPU pod slice, without a TPU, and reports what the compiler says of it.
+
+    pip install libtpu
+    python benchmarks/tpu_compile.py --config configs/ade20k.py:r50 --topology v5e:4x4
+
+Memory of a chip, the collectives in the program, and the compiler's own estimate of a step's time. Nothing is run.
+"""
+
+import collections
+import json
+import os
+import re
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the TPU library looks for a machine that is not there
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from fasseg_jax.matching import Targets
+from fasseg_jax.model import build_model
+from fasseg_jax.optimizer import make_optimizer
+from fasseg_jax.parallel import DATA, abstract, batch_sharding, state_shardings
+from fasseg_jax.start_weights import initial_variables
+from fasseg_jax.train_step import TrainState, make_train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; its batch size is compiled.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Of the pod slice, as the TPU library names it.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def main(_):
+    """Compiles and reports."""
+    config = CONFIG.value
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value)
+    mesh = Mesh(np.array(topology.devices), (DATA,))
+    model = build_model(config.model)
+    variables = jax.eval_shape(lambda: initial_variables(model, 0))
+    optimizer = make_optimizer(config, variables["params"])
+    state = jax.eval_shape(lambda v: TrainState.create(v, optimizer, ema=config.train.ema_decay > 0), variables)
+    state = abstract(state, state_shardings(state, mesh, config.train.shard_parameters))
+
+    size, (height, width) = config.train.batch_size, config.augmentation.crop
+    shard = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+    images = shard((size, height, width, 3), jnp.uint8)
+    targets = Targets(
+        labels=shard((size, height, width), jnp.uint8), classes=shard((size, config.data.max_targets), jnp.int32)
+    )
+    begin = time.perf_counter()
+    step = make_train_step(config, model, optimizer, mesh, state)
+    compiled = step.lower(state, images, targets).compile()
+    seconds = time.perf_counter() - begin
+
+    memory = compiled.memory_analysis()
+    found = re.findall(rf"= \S+ ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text())
+    live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    result = {
+        "config": flags.FLAGS["config"].config_filename,
+        "dtype": config.model.dtype,
+        "topology": TOPOLOGY.value,
+        "chips": mesh.size,
+        "batch": size,
+        "compile_s": seconds,
+        "memory_per_chip_gb": (live - memory.alias_size_in_bytes) / 1e9,
+        "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
+        "collectives": dict(collections.Counter(found)),
+        "estimated_step_s": compiled.cost_analysis().get("optimal_seconds"),
+    }
+    table = Table("measure", "value", title="Training step, compiled ahead of time")
+    for name, value in result.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    if OUTPUT.value:
+        with open(OUTPUT.value, "w") as file:
+            json.dump(result, file, indent=2)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,7 @@
+"""Data: samples from files or generated, augmented and batched for training."""
+
+from fasseg_jax.data.pipeline import Batch, TrainingBatches, read_ahead
+from fasseg_jax.data.samples import DataError, Sample, Source
+from fasseg_jax.data.sources import data_classes, open_source
+
+__all__ = ["Batch", "DataError", "Sample", "Source", "TrainingBatches", "data_classes", "open_source", "read_ahead"]

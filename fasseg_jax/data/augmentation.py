@@ -1,0 +1,73 @@
+"""Augmentation of training samples: resize, crop, colour jitter, flip, pad (the recipe of Mask2Former and FASeg)."""
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fasseg_jax.data.color import jitter_colors
+from fasseg_jax.preprocessing import resized_size
+
+__all__ = ["PAD_VALUE", "augment", "pad_to", "resize_and_crop"]
+
+PAD_VALUE = 128  # of the image, before normalisation
+
+
+def augment(
+    image: np.ndarray, labels: np.ndarray, config: ConfigDict, ignore_label: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a training crop from a photo and its label map.
+
+    Args:
+      image: uint8 RGB, (H, W, 3).
+      labels: uint8 or uint16, (H, W).
+      config: `config.augmentation`.
+      ignore_label: label of the padding.
+      rng: where the randomness comes from; the same state gives the same crop.
+
+    Returns:
+      uint8 RGB of `config.crop` (height, width) and the labels of its pixels.
+    """
+    crop_height, crop_width = config.crop
+    height, width = resized_size(image.shape[:2], int(rng.choice(config.short_sides)), config.max_long_side)
+    top = int(rng.integers(max(height - crop_height, 0), endpoint=True))
+    left = int(rng.integers(max(width - crop_width, 0), endpoint=True))
+    window = (top, left, min(crop_height, height), min(crop_width, width))
+    image, labels = resize_and_crop(image, labels, (height, width), window)
+    if config.color_jitter:
+        image = jitter_colors(image, rng)
+    if config.flip and rng.integers(2):
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    return pad_to(image, config.crop, PAD_VALUE), pad_to(labels, config.crop, ignore_label)
+
+
+def resize_and_crop(
+    image: np.ndarray, labels: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize to `size` (bilinear, antialiased when it shrinks; labels nearest) and cut out a window, as Pillow does.
+
+    Of the image, only the window is computed; where a value lies halfway between two integers, it may be rounded to
+    the other than resizing all of it would.
+
+    Args:
+      image: uint8 RGB, (H, W, 3).
+      labels: uint8 or uint16, (H, W).
+      size: (height, width) in pixels after resizing.
+      window: (top, left, height, width) in the resized image.
+
+    Returns:
+      The window of image and labels.
+    """
+    height, width = size
+    top, left, window_height, window_width = window
+    scale_y, scale_x = image.shape[0] / height, image.shape[1] / width
+    box = (left * scale_x, top * scale_y, (left + window_width) * scale_x, (top + window_height) * scale_y)
+    window_of_image = Image.fromarray(image).resize((window_width, window_height), Image.Resampling.BILINEAR, box)
+    resized_labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    return np.asarray(window_of_image), resized_labels[top : top + window_height, left : left + window_width]
+
+
+def pad_to(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
+    """Pad (h, w, ...) at the bottom and right with `value` to `size` = (height, width); always a copy."""
+    padded = np.full((*size, *array.shape[2:]), value, array.dtype)
+    padded[: array.shape[0], : array.shape[1]] = array
+    return padded

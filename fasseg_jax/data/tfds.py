@@ -1,0 +1,162 @@
+"""Data sets prepared as array_record files by `tensorflow-datasets`: few large files, read without TensorFlow.
+
+    python -m fasseg_jax.data.tfds --config configs/ade20k.py:r50 --config.data.root=ADEChallengeData2016 --output DIR
+
+copies the photos as they are and the label maps as training ids, and prints the folder to train from:
+
+    python train.py --config configs/ade20k.py:r50 --config.data.source=tfds --config.data.root=PRINTED_FOLDER
+
+A folder data set with its own classes.txt, ADE20K and Cityscapes are prepared alike. The files are read from a file
+system: on several machines, mount the bucket that holds them or copy them to each.
+"""
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from fasseg_jax.classes import ClassTable
+from fasseg_jax.data.decoding import decode_labels, decode_sample, encode_labels
+from fasseg_jax.data.folder import FolderSource
+from fasseg_jax.data.samples import DataError, Sample
+from fasseg_jax.data.sources import SPLITS, open_source
+
+__all__ = ["PreparedSource", "Segmentation", "prepare"]
+
+
+class Segmentation(tfds.core.GeneratorBasedBuilder):
+    """Builder of a data set for semantic segmentation from folders of files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, sources: dict[str, FolderSource], root: Path, name: str, ignore_label: int, data_dir: str):
+        """`sources` by split, with files below `root`; `name` tells the data set from others in `data_dir`."""
+        self._sources = sources
+        self._root = root
+        self._ignore_label = ignore_label
+        super().__init__(
+            data_dir=data_dir,
+            config=tfds.core.BuilderConfig(name=name, version=self.VERSION),
+            file_format="array_record",
+        )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        dtype = np.uint8 if self._ignore_label <= 255 else np.uint16
+        classes = self._sources["training"].classes
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Photos and label maps; a label is a training id, or the ignore label.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "labels": tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png"),
+                    "name": tfds.features.Text(),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(ignore_label=self._ignore_label, classes=list(classes.names)),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(source) for split, source in self._sources.items()}
+
+    def _generate_examples(self, source: FolderSource) -> Iterator:
+        for index in range(len(source)):
+            photo, labels, name, labels_name = source.read(index)
+            decode_sample(photo, labels, name, labels_name)  # what cannot be read should fail now, not in training
+            yield (
+                index,
+                {"image": photo, "labels": encode_labels(labels), "name": str(Path(name).relative_to(self._root))},
+            )
+
+
+class PreparedSource:
+    """Samples from a folder that `prepare` wrote; see `Source`."""
+
+    def __init__(self, root: Path, split: str, classes: ClassTable, ignore_label: int):
+        """`classes` and `ignore_label` must be those of the preparation."""
+        if not (root / "dataset_info.json").is_file():
+            raise DataError(
+                f"{root} holds no prepared data set; name the folder that `python -m fasseg_jax.data.tfds` printed"
+            )
+        builder = tfds.builder_from_directory(root)
+        prepared = builder.info.metadata
+        if (tuple(prepared["classes"]), prepared["ignore_label"]) != (classes.names, ignore_label):
+            raise DataError(
+                f"{root} was prepared with other classes than those of config.data.dataset, or another ignore label "
+                f"({prepared['ignore_label']}); set them alike or prepare the data anew"
+            )
+        as_stored = dict.fromkeys(("image", "labels"), tfds.decode.SkipDecoding())
+        self.classes = classes
+        self.problems = ()
+        self._examples = builder.as_data_source(split, decoders=as_stored)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Sample:
+        example = self._examples[index]
+        name = example["name"].decode()
+        labels = decode_labels(example["labels"], f"the label map of {name}")
+        return decode_sample(example["image"], labels, name, "in the same record")
+
+
+def prepare(config: ConfigDict, output: str | Path) -> Path:
+    """Write a folder data set as array_record files.
+
+    Args:
+      config: the configuration of a training from the folders, source "folder" or "cityscapes".
+      output: a folder, in which one for the data set is made.
+
+    Returns:
+      The data set's folder, the `config.data.root` of a training from it.
+
+    Raises:
+      DataError: something is wrong with the data, or `output` holds them already.
+    """
+    if config.data.source not in ("folder", "cityscapes"):
+        raise DataError(f'config.data.source = {config.data.source!r}; only "folder" and "cityscapes" can be prepared')
+    sources = {split: open_source(config, split) for split in SPLITS}
+    root = Path(config.data.root).expanduser()
+    name = Path(config.data.dataset or root.resolve()).stem
+    builder = Segmentation(sources, root, name, config.data.ignore_label, str(Path(output).expanduser()))
+    folder = Path(builder.data_dir)
+    if folder.exists():
+        raise DataError(f"{folder} is there already; delete it to prepare the data anew")
+    builder.download_and_prepare()
+    write_classes(folder / "classes.csv", sources["training"].classes)
+    return folder
+
+
+def write_classes(file: Path, classes: ClassTable) -> None:
+    """Write a class table that `load_classes` reads."""
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["id", "r", "g", "b", "name"])
+        for number, (name, colour) in enumerate(zip(classes.names, classes.palette.tolist(), strict=True)):
+            writer.writerow([number, *colour, name])
+
+
+def main() -> None:
+    """Run the program."""
+    config = config_flags.DEFINE_config_file("config", help_string="The data, e.g. configs/folder.py:DIR.")
+    output = flags.DEFINE_string("output", None, "Folder, in which one for the data set is made.")
+    flags.mark_flags_as_required(["config", "output"])
+
+    def run(_: list[str]) -> None:
+        logging.set_verbosity(logging.ERROR)  # tensorflow-datasets tells a lot
+        try:
+            folder = prepare(config.value, output.value)
+        except (OSError, ValueError) as error:
+            sys.exit(f"fasseg_jax.data.tfds: {error}")
+        print(f"Prepared. Train with --config.data.source=tfds --config.data.root={folder}")
+
+    app.run(run)
+
+
+if __name__ == "__main__":
+    main()

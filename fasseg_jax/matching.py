@@ -1,0 +1,113 @@
+"""Matching of queries to target segments, for all predictions at once and without gradient (SPEC section 5)."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from fasseg_jax.assignment import assign
+from fasseg_jax.decoder import Predictions
+from fasseg_jax.points import sample_labels, sample_masks_at_shared_points
+
+__all__ = ["Targets", "match", "matching_costs"]
+
+CLASSES_AT_ONCE = 16
+
+
+@flax.struct.dataclass
+class Targets:
+    """The segments to be predicted, one for each class present in an image.
+
+    Attributes:
+      labels: (B, H, W) integers at the padded input size, fastest in the smallest type that holds them; ignored and
+        padded pixels have a value that is no class.
+      classes: (B, T) int32, the classes present, ascending, then -1.
+    """
+
+    labels: jax.Array
+    classes: jax.Array
+
+
+def matching_costs(predictions: Predictions, targets: Targets, points: jax.Array, config: ConfigDict) -> jax.Array:
+    """What each pair of a query and a target would cost (Mask2Former, section 3.3).
+
+    Args:
+      predictions: with leading axis L+1.
+      targets: `Targets`.
+      points: (L+1, B, P, 2), xy in [0, 1].
+      config: `config.loss`.
+
+    Returns:
+      (L+1, B, Q, T) float32, anything where a target is padding.
+    """
+    labels = jnp.maximum(targets.classes, 0)[None, :, None]  # (1, B, 1, T)
+    probabilities = jax.nn.softmax(predictions.class_logits)
+    class_costs = -jnp.take_along_axis(probabilities, labels, axis=-1)  # (L+1, B, Q, T)
+
+    chunk = min(CLASSES_AT_ONCE, targets.classes.shape[1])
+    num_chunks = -(-(targets.classes >= 0).sum(axis=1).max() // chunk)
+
+    def of_prediction(inputs):
+        """Mask costs (B, Q, T) of one prediction: a loop, as the samples of all would fill the memory."""
+        mask_logits, points = inputs  # (B, Q, h, w), (B, P, 2)
+        x = jax.vmap(sample_masks_at_shared_points)(mask_logits, points)  # (B, P, Q)
+        corners = sample_labels(targets.labels, jnp.arange(len(points)), points)  # four times (B, P), (B, P)
+        statistics = prediction_statistics(x)
+
+        def add_chunk(i, costs):
+            # Where the last chunk would reach beyond T, both slices move back alike and some costs are found twice.
+            classes = jax.lax.dynamic_slice_in_dim(targets.classes, i * chunk, chunk, axis=1)
+            g = sum(weight[..., None] * (label[..., None] == classes[:, None]) for label, weight in corners)
+            part = mask_costs(x, statistics, g, config)  # g: (B, P, chunk)
+            return jax.lax.dynamic_update_slice_in_dim(costs, part, i * chunk, axis=2)
+
+        return jax.lax.fori_loop(0, num_chunks, add_chunk, jnp.zeros(class_costs.shape[1:]))
+
+    return config.class_weight * class_costs + jax.lax.map(of_prediction, (predictions.mask_logits, points))
+
+
+def prediction_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of logits x (B, P, Q): their probabilities (B, P, Q), and the sums (B, Q) of these and of softplus(x)."""
+    probability = jax.nn.sigmoid(x)
+    # softplus(x) = max(x, 0) - log(sigmoid(|x|)), several times faster on a CPU than with log1p and as good in a sum.
+    softplus = jnp.maximum(x, 0) - jnp.log(jax.nn.sigmoid(jnp.abs(x)))
+    return probability, probability.sum(axis=1), softplus.sum(axis=1)
+
+
+def mask_costs(
+    x: jax.Array, statistics: tuple[jax.Array, jax.Array, jax.Array], g: jax.Array, config: ConfigDict
+) -> jax.Array:
+    """Weighted cross-entropy and Dice costs (B, Q, T) of logits x (B, P, Q) against masks g (B, P, T).
+
+    Summed over points, the cross-entropy of a pair is sum softplus(x) - sum x g: a matrix product.
+    """
+    probability, probability_sum, softplus_sum = statistics
+    product = lambda a: jnp.einsum("bpq,bpt->bqt", a, g, precision="highest")
+    cross_entropy = (softplus_sum[..., None] - product(x)) / x.shape[1]
+    total = probability_sum[..., None] + g.sum(axis=1)[:, None]
+    dice = 1 - (2 * product(probability) + 1) / (total + 1)
+    return config.mask_weight * cross_entropy + config.dice_weight * dice
+
+
+def match(
+    predictions: Predictions, targets: Targets, points: jax.Array, config: ConfigDict
+) -> tuple[jax.Array, jax.Array]:
+    """Assigns a query to each target, at the least cost.
+
+    Args:
+      predictions: with leading axis L+1.
+      targets: `Targets`.
+      points: (L+1, B, P, 2), xy in [0, 1].
+      config: `config.loss`.
+
+    Returns:
+      The queries (L+1, B, T) int32, -1 where a target is padding; and the number of costs of real targets that were
+      NaN or infinite, () int32, which `assign` replaces.
+    """
+    predictions, points = jax.lax.stop_gradient((predictions, points))
+    costs = matching_costs(predictions, targets, points, config)
+    valid = targets.classes >= 0  # (B, T)
+    non_finite = (~jnp.isfinite(costs) & valid[:, None]).sum(dtype=jnp.int32)
+    by_image = jax.vmap(assign)  # (B, Q, T), (B,) -> (B, T)
+    queries = jax.vmap(by_image, in_axes=(0, None))(costs, valid.sum(axis=1, dtype=jnp.int32))
+    return queries, non_finite

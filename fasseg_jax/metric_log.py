@@ -1,0 +1,131 @@
+"""The numbers of a training: how long steps take, whether losses are finite, where all of it is written."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from fasseg_jax.train_step import Metrics
+
+__all__ = ["MetricLog", "NotFiniteError", "StepClock", "check_finite"]
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite."""
+
+
+def check_finite(step: int, metrics: Metrics, names: tuple[str, ...]) -> dict[str, float]:
+    """Wait for the metrics of a step; raise a `NotFiniteError` with all there is to know if one is not finite.
+
+    Args:
+      step: its number, from 1.
+      metrics: of the step.
+      names: of the samples of its batch (this host's).
+
+    Returns:
+      The metrics as numbers.
+    """
+    values = {name: float(value) for name, value in vars(metrics).items()}
+    wrong = [name for name, value in values.items() if not np.isfinite(value)]
+    if wrong:
+        listed = ", ".join(f"{name} = {value:.4g}" for name, value in values.items())
+        raise NotFiniteError(
+            f"step {step}: {' and '.join(wrong)} not finite ({listed}). The batch: {', '.join(names)}. "
+            "Checkpoints of earlier steps are kept; a lower config.optimizer.learning_rate may help, or float32"
+        )
+    return values
+
+
+class StepClock:
+    """Splits the time of steps into waiting for the input and the rest."""
+
+    def __init__(self, batch_size: int):
+        """`batch_size` images a step."""
+        self._batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was measured; what ran since the latest step does not count."""
+        self._begin, self._input, self._steps = time.perf_counter(), 0.0, 0
+
+    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, with the time that each is waited for."""
+        iterator = iter(batches)
+        while True:
+            begin = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._input += time.perf_counter() - begin
+            self._steps += 1
+            yield batch
+
+    def rates(self) -> dict[str, float]:
+        """Means over the steps since the last call: images/s, seconds of a step for input and for the rest."""
+        seconds = (time.perf_counter() - self._begin) / max(self._steps, 1)
+        waited = self._input / max(self._steps, 1)
+        self.restart()
+        return {
+            "images_per_s": self._batch_size / seconds,
+            "seconds_input": waited,
+            "seconds_compute": seconds - waited,
+        }
+
+
+class MetricLog:
+    """Writes to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, and shows a progress bar on a terminal.
+
+    All hosts compute, one writes: the others' `writes` is False, and nothing happens.
+    """
+
+    def __init__(self, workdir: Path, steps: int, first_step: int, writes: bool = True):
+        """`steps` in all, of which `first_step` were done by an earlier run."""
+        self._writes = writes
+        if not writes:
+            return
+        self._lines = (workdir / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
+        self._shown = first_step
+
+    def numbers(self, step: int, values: dict[str, float]) -> None:
+        """Log scalars after `step` steps."""
+        if not self._writes:
+            return
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def progress(self, step: int, text: str) -> None:
+        """Move the bar to `step`, with `text` behind it; without a terminal print a line."""
+        if not self._writes:
+            return
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._shown)
+        self._shown = step
+        if self._bar.disable:
+            print(f"step {step}: {text}", flush=True)
+
+    def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Log a picture, uint8 (H, W, 3)."""
+        if self._writes:
+            self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def say(self, message: str) -> None:
+        """Print a line without disturbing the bar."""
+        if self._writes:
+            tqdm.write(message)
+
+    def close(self) -> None:
+        """Write what is pending."""
+        if self._writes:
+            self._bar.close()
+            self._board.close()
+            self._lines.close()

@@ -1,0 +1,66 @@
+"""Devices as a mesh, and how arrays lie on it: the batch is sharded, parameters are replicated or sharded."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+__all__ = ["DATA", "abstract", "batch_sharding", "gather", "make_mesh", "put_batch", "replicated", "state_shardings"]
+
+DATA = "data"  # the one axis of the mesh
+SMALLEST_SHARDED = 2**14  # elements; to gather a smaller array would cost more than to keep it
+
+
+def make_mesh() -> Mesh:
+    """All devices of all hosts along one axis."""
+    return Mesh(np.array(jax.devices()), (DATA,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Images are divided among the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(state: Any, mesh: Mesh, shard_parameters: bool) -> Any:
+    """Where each array of a training state lies.
+
+    Args:
+      state: a tree of arrays or `ShapeDtypeStruct`s.
+      mesh: of `make_mesh`.
+      shard_parameters: divide each large array along its longest axis that the number of devices divides (fully sharded
+        data parallel), instead of replicating it. XLA gathers a layer's parameters as it needs them.
+    """
+
+    def sharding(leaf):
+        if shard_parameters and leaf.size >= SMALLEST_SHARDED:
+            for axis in np.argsort([-n for n in leaf.shape], kind="stable"):
+                if leaf.shape[axis] % mesh.size == 0:
+                    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+        return replicated(mesh)
+
+    return jax.tree.map(sharding, state)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This host's part of a batch, numpy arrays -> global arrays sharded over all devices."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """Shapes and where they lie, in one: `ShapeDtypeStruct`s with shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """Whole arrays on this host's first device, however they were sharded; all hosts must call it."""
+    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), whole)

@@ -1,0 +1,52 @@
+"""Evaluation in the course of a training: mIoU, and pictures of predictions beside the truth."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fasseg_jax.data import Source
+from fasseg_jax.evaluation import evaluate, predict_samples
+from fasseg_jax.inference import Segmenter
+from fasseg_jax.metric_log import MetricLog
+from fasseg_jax.overlay import draw_comparison
+from fasseg_jax.parallel import gather
+from fasseg_jax.train_step import TrainState
+
+__all__ = ["Evaluator"]
+
+PICTURED = 4  # samples, spread over the split, the same each time
+
+
+class Evaluator:
+    """Called with the state after a step; logs, draws WORKDIR/pictures/step_STEP.png and returns the mean IoU.
+
+    It predicts as predict.py does. All hosts must call it.
+    """
+
+    def __init__(self, config: ConfigDict, source: Source, mesh: Mesh, workdir: Path, log: MetricLog):
+        """`source` is the validation split."""
+        self._config, self._source, self._mesh, self._workdir, self._log = config, source, mesh, workdir, log
+
+    def __call__(self, state: TrainState, step: int) -> float | None:
+        """The mean IoU; None if the split holds nothing but ignored pixels."""
+        segmenter = Segmenter(self._config, gather(state.variables(), self._mesh), self._source.classes)
+        stride = self._config.train.evaluation_stride
+        scores = evaluate(segmenter, self._source, self._config.data.ignore_label, stride)
+        self._log.numbers(step, {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy})
+        self._log.say(f"Step {step}: mIoU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}")
+        if jax.process_index() == 0:
+            self._draw(segmenter, step)
+        return None if np.isnan(scores.mean_iou) else scores.mean_iou
+
+    def _draw(self, segmenter: Segmenter, step: int) -> None:
+        indices = range(0, len(self._source), max(1, len(self._source) // PICTURED))[:PICTURED]
+        rows = [(s.image, s.labels, labels) for s, labels in predict_samples(segmenter, self._source, indices)]
+        picture = draw_comparison(rows, self._source.classes)
+        folder = self._workdir / "pictures"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / f"step_{step:07d}.png")
+        self._log.picture(step, "photo, truth, prediction", picture)

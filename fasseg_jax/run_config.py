@@ -1,0 +1,53 @@
+"""What changed in the configuration of a run that is taken up again."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+__all__ = ["changed_fields"]
+
+# Without influence on what is learnt.
+IMMATERIAL = (
+    "data.num_threads",
+    "data.prefetch",
+    "data.root",
+    "model.remat",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+    "train.evaluation_stride",
+    "train.shard_parameters",
+    "train.init",
+)
+# Parameters of one do not fit the other; `model` apart from its dtype.
+ARCHITECTURE = "model."
+
+
+def changed_fields(saved: ConfigDict, current: ConfigDict) -> list[str]:
+    """Fields that matter and differ, a line each.
+
+    Raises:
+      ValueError: the network's architecture changed, so that the run's checkpoints do not fit.
+    """
+    before, after = (_flatten(config.to_dict()) for config in (saved, current))
+    changed = [
+        (name, f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}")
+        for name in sorted(before.keys() | after.keys())
+        if name not in IMMATERIAL and before.get(name) != after.get(name)
+    ]
+    architecture = [line for name, line in changed if name.startswith(ARCHITECTURE) and name != "model.dtype"]
+    if architecture:
+        raise ValueError(
+            "this run's checkpoints are of another network: " + "; ".join(architecture) + ". Use another --workdir"
+        )
+    return [line for _, line in changed]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    leaves = {}
+    for name, item in value.items():
+        leaves |= _flatten(item, f"{prefix}.{name}" if prefix else name)
+    return leaves

@@ -1,0 +1,170 @@
+"""Train FASeg or Mask2Former.
+
+    python train.py --config configs/shapes.py --workdir runs/shapes
+
+trains a tiny model on generated pictures; configs/ade20k.py, configs/cityscapes.py and configs/folder.py hold the
+recipes for real data. If WORKDIR holds checkpoints, the training goes on from the latest. `--check` examines the data
+instead.
+
+WORKDIR gets checkpoints/STEP (each usable by predict.py), metrics.jsonl, tensorboard/ and pictures/.
+
+Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupted and saved: the same command goes on.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from fasseg_jax.data import TrainingBatches, data_classes, open_source, read_ahead
+from fasseg_jax.data.check import check_data, print_reports
+from fasseg_jax.devices import enable_compilation_cache, join_hosts
+from fasseg_jax.interruption import Interruption
+from fasseg_jax.matching import Targets
+from fasseg_jax.metric_log import MetricLog, NotFiniteError, StepClock, check_finite
+from fasseg_jax.model import build_model
+from fasseg_jax.optimizer import learning_rate_schedule, make_optimizer
+from fasseg_jax.parallel import abstract, make_mesh, put_batch, state_shardings
+from fasseg_jax.periodic_evaluation import Evaluator
+from fasseg_jax.run_checkpoints import CheckpointError, RunCheckpoints
+from fasseg_jax.run_config import changed_fields
+from fasseg_jax.start_weights import initial_variables, start_variables
+from fasseg_jax.train_step import TrainState, make_train_step
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/shapes.py", "The recipe; --config.NAME=VALUE overrides.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
+CHECK = flags.DEFINE_bool("check", False, "Examine the data and report, instead of training.")
+PROFILE = flags.DEFINE_bool("profile", False, "Record five steps with jax.profiler, in WORKDIR/profile.")
+
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: schedulers may start the same command again
+
+
+def train(config: ConfigDict, workdir: Path) -> int:
+    """Run or resume a training; returns the exit status."""
+    # Devices
+    mesh = make_mesh()
+    host, num_hosts = jax.process_index(), jax.process_count()
+    check_batch_size(config, mesh.size)
+
+    # Data
+    training, validation = (open_source(config, split) for split in ("training", "validation"))
+    batches = TrainingBatches(training, config, config.train.seed, host, num_hosts)
+
+    # Model, optimiser, and the shapes and places of the state's arrays
+    model = build_model(config.model)
+    initialise = lambda: initial_variables(model, config.train.seed)
+    variable_shapes = jax.eval_shape(initialise)
+    optimizer = make_optimizer(config, variable_shapes["params"])
+    create_state = lambda variables: TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
+    state_shapes = jax.eval_shape(create_state, variable_shapes)
+    shardings = state_shardings(state_shapes, mesh, config.train.shard_parameters)
+
+    # Start or resume
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = RunCheckpoints(workdir / "checkpoints", config, training.classes)
+    first_step = checkpoints.latest_step or 0
+    log = MetricLog(workdir, config.train.steps, first_step, writes=host == 0)
+    if first_step:
+        for line in changed_fields(checkpoints.saved_config(first_step), config):
+            log.say(f"Changed since step {first_step}: {line}")
+        state = checkpoints.restore(first_step, abstract(state_shapes, shardings))
+        log.say(f"Going on after step {first_step} of {config.train.steps}.")
+    else:
+        variables, origin = start_variables(jax.device_get(jax.jit(initialise)()), config, training.classes)
+        state = jax.jit(create_state, out_shardings=shardings)(variables)
+        log.say(f"Starting from {origin}.")
+
+    # Training
+    train_step = make_train_step(config, model, optimizer, mesh, state_shapes)
+    learning_rate = learning_rate_schedule(config)
+    evaluator = Evaluator(config, validation, mesh, workdir, log)
+    interruption = Interruption()
+    clock = StepClock(config.train.batch_size)
+    previous = None
+    for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
+        profile(step - first_step, workdir)
+        images, targets = put_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
+        state, metrics = train_step(state, images, targets)
+        if previous:
+            check_finite(*previous)  # of the step before: the devices compute this one meanwhile
+        previous = step, metrics, batch.names
+
+        stop = interruption.requested(step)
+        last = step == config.train.steps
+        logs, evaluates, saves = (
+            last or step % config.train[f"{what}_every"] == 0 for what in ("log", "evaluate", "checkpoint")
+        )
+        if logs or evaluates or saves or stop:
+            values = check_finite(*previous)
+        if logs:
+            log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
+            log.progress(step, f"loss {values['loss']:.3f}")
+        if evaluates or saves or stop:
+            checkpoints.save(step, state, evaluator(state, step) if evaluates else None)
+            clock.restart()
+        if stop and not last:
+            checkpoints.close()
+            log.say(f"Interrupted, and saved after step {step}. The same command goes on from there.")
+            log.close()
+            return INTERRUPTED
+
+    # End
+    checkpoints.close()
+    log.say(f"Done. The best checkpoint is {checkpoints.path_of(checkpoints.best_step)}; to use it:")
+    log.say(
+        f"  python predict.py --checkpoint {checkpoints.path_of(checkpoints.best_step)} --input PHOTOS --output RESULTS"
+    )
+    log.say(f"Pictures are in {workdir}/pictures, curves in {workdir}/tensorboard.")
+    log.close()
+    return 0
+
+
+def check_batch_size(config: ConfigDict, num_devices: int) -> None:
+    """Raise a `ValueError` if the batch cannot be divided."""
+    parts = num_devices * config.train.accumulation
+    if config.train.batch_size % parts:
+        raise ValueError(
+            f"config.train.batch_size = {config.train.batch_size} must be a multiple of {num_devices} devices times "
+            f"config.train.accumulation = {config.train.accumulation}"
+        )
+
+
+def profile(steps_run: int, workdir: Path) -> None:
+    """With --profile record five steps, when all is compiled."""
+    if PROFILE.value and steps_run == 10:
+        jax.profiler.start_trace(str(workdir / "profile"))
+    if PROFILE.value and steps_run == 15:
+        jax.profiler.stop_trace()
+
+
+def main(argv: list[str]) -> int:
+    """Run the program and return its exit status."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        if argv[1:]:
+            raise ValueError(f"unexpected argument {argv[1]!r}")
+        if CHECK.value:
+            reports = check_data(CONFIG.value)
+            print_reports(reports, data_classes(CONFIG.value.data))
+            return 1 if any(report.problems for report in reports) else 0
+        if not WORKDIR.value:
+            raise ValueError("--workdir is needed: the folder of the run")
+        join_hosts()
+        enable_compilation_cache()
+        return train(CONFIG.value, Path(WORKDIR.value))
+    except (NotFiniteError, CheckpointError) as error:
+        return complain(error, status=1)
+    except (ValueError, OSError) as error:
+        return complain(error, status=2)
+
+
+def complain(error: object, status: int) -> int:
+    """Print one line on stderr and return `status`."""
+    print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    app.run(main)
