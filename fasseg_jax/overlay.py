@@ -13,7 +13,8 @@ OPACITY = 0.55  # of the colours over the photo
 BORDER = (255, 255, 255)
 PAPER, INK, FAINT, WARNING = (255, 255, 255), (28, 30, 34), (120, 124, 132), (190, 20, 30)
 MIN_PHOTO_SIDE = 256  # pixels; photos whose longer side is smaller are shown enlarged
-COMPARISON_WIDTH, COMPARISON_GAP = 320, 6  # pixels, of each panel
+COMPARISON = ("photo", "truth", "prediction")
+PANEL_WIDTH, PANEL_GAP = 320, 6  # pixels, of a panel in a comparison
 MIN_WIDTH = 420  # pixels, of the picture: room for the legend
 
 
@@ -34,7 +35,8 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, war
     photo = _blend(image, labels, classes.palette)
     layout = _Layout.fit(photo.shape[:2])
     width = max(photo.shape[1], MIN_WIDTH)
-    legend = _draw_legend(class_shares(labels, len(classes)), classes, width, layout, warning)
+    entries = [(class_id, _percent(share)) for class_id, share in class_shares(labels, len(classes))]
+    legend = _draw_legend(entries, classes, width, layout, warning)
     picture = Image.new("RGB", (width, photo.shape[0] + legend.height), PAPER)
     picture.paste(Image.fromarray(photo), (0, 0))
     picture.paste(legend, (0, photo.shape[0]))
@@ -52,27 +54,30 @@ def draw_comparison(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], class
     Returns:
       A picture, uint8 (H, W, 3).
     """
-    panels = []
+    width = len(COMPARISON) * (PANEL_WIDTH + PANEL_GAP) - PANEL_GAP
+    layout = _Layout.fit((PANEL_WIDTH, width))
+    strips = [_draw_headings(width, layout)]
+    found = []
     for image, *label_maps in rows:
-        size = (COMPARISON_WIDTH, max(1, round(COMPARISON_WIDTH * image.shape[0] / image.shape[1])))
+        size = (PANEL_WIDTH, max(1, round(PANEL_WIDTH * image.shape[0] / image.shape[1])))
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-        label_maps = [
-            np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)) for labels in label_maps
-        ]
-        panels.append((image, *label_maps))
-    known = np.concatenate([labels[labels < len(classes)] for _, *label_maps in panels for labels in label_maps])
-    width, gap = 3 * COMPARISON_WIDTH + 2 * COMPARISON_GAP, COMPARISON_GAP
-    layout = _Layout.fit((COMPARISON_WIDTH, width))
-    legend = _draw_legend(class_shares(known[None], len(classes)), classes, width, layout, None)
-    picture = Image.new("RGB", (width, sum(len(image) + gap for image, *_ in panels) + legend.height), PAPER)
-    y = 0
-    for image, *label_maps in panels:
-        for column, labels in enumerate([None, *label_maps]):
-            panel = image if labels is None else _blend(image, labels, classes.palette)
-            picture.paste(Image.fromarray(panel), (column * (COMPARISON_WIDTH + gap), y))
-        y += len(image) + gap
-    picture.paste(legend, (0, y))
-    return np.asarray(picture)
+        label_maps = [np.asarray(Image.fromarray(x).resize(size, Image.Resampling.NEAREST)) for x in label_maps]
+        found += [labels[labels < len(classes)] for labels in label_maps]
+        strip = Image.new("RGB", (width, size[1] + PANEL_GAP), PAPER)
+        for column, panel in enumerate([image, *(_blend(image, labels, classes.palette) for labels in label_maps)]):
+            strip.paste(Image.fromarray(panel), (column * (PANEL_WIDTH + PANEL_GAP), 0))
+        strips.append(strip)
+    entries = [(class_id, "") for class_id, _ in class_shares(np.concatenate(found)[None], len(classes))]
+    strips.append(_draw_legend(entries, classes, width, layout, None))
+    return np.concatenate([np.asarray(strip) for strip in strips])
+
+
+def _draw_headings(width: int, layout: "_Layout") -> Image.Image:
+    headings = Image.new("RGB", (width, 2 * layout.text), PAPER)
+    font, draw = ImageFont.load_default(layout.text), ImageDraw.Draw(headings)
+    for column, heading in enumerate(COMPARISON):
+        draw.text((column * (PANEL_WIDTH + PANEL_GAP) + layout.gap, layout.text), heading, INK, font, anchor="lm")
+    return headings
 
 
 def class_shares(labels: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
@@ -128,15 +133,15 @@ class _Layout:
 
 
 def _draw_legend(
-    shares: list[tuple[int, float]], classes: ClassTable, width: int, layout: _Layout, warning: str | None
+    entries: list[tuple[int, str]], classes: ClassTable, width: int, layout: _Layout, warning: str | None
 ) -> Image.Image:
-    """A legend `width` wide and as high as it needs to be: rows of swatch, name, share, in columns."""
+    """A legend of class ids and notes, `width` wide and as high as it needs to be: swatch, name, note, in columns."""
     font = ImageFont.load_default(layout.text)
-    entries = [(tuple(classes.palette[i].tolist()), classes.names[i], _percent(share)) for i, share in shares]
-    share_width = max(font.getlength(share) for *_, share in entries)
-    fixed = layout.swatch + 3 * layout.gap + share_width  # of a column, beside the name
+    entries = [(tuple(classes.palette[i].tolist()), classes.names[i], note) for i, note in entries]
+    note_width = max((font.getlength(note) for *_, note in entries), default=0)
+    fixed = layout.swatch + 3 * layout.gap + note_width  # of a column, beside the name
     room = width - 2 * layout.margin
-    name_width = min(max(font.getlength(name) for _, name, _ in entries), room - fixed)
+    name_width = min(max((font.getlength(name) for _, name, _ in entries), default=0), room - fixed)
     spacing = 2 * layout.margin
     num_columns = int(max(1, min(len(entries), (room + spacing) // (fixed + name_width + spacing))))
     num_rows = -(-len(entries) // num_columns)
@@ -147,7 +152,7 @@ def _draw_legend(
     for number, line in enumerate(lines):
         middle = layout.margin + number * layout.row + layout.row / 2
         draw.text((layout.margin, middle), line, WARNING, font, anchor="lm")
-    for number, (colour, name, share) in enumerate(entries):
+    for number, (colour, name, note) in enumerate(entries):
         column, row = divmod(number, num_rows)
         x = layout.margin + column * (fixed + name_width + spacing)
         middle = top + row * layout.row + layout.row / 2
@@ -155,7 +160,7 @@ def _draw_legend(
         draw.rounded_rectangle(box, layout.swatch / 5, colour, FAINT, max(1, layout.text // 24))
         x += layout.swatch + layout.gap
         draw.text((x, middle), _shorten(name, font, name_width), INK, font, anchor="lm")
-        draw.text((x + name_width + 2 * layout.gap + share_width, middle), share, FAINT, font, anchor="rm")
+        draw.text((x + name_width + 2 * layout.gap + note_width, middle), note, FAINT, font, anchor="rm")
     return legend
 
 

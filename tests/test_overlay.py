@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fasseg_jax.classes import ClassTable
-from fasseg_jax.overlay import OPACITY, WARNING, class_shares, draw_overlay
+from fasseg_jax.overlay import OPACITY, PANEL_GAP, PANEL_WIDTH, WARNING, class_shares, draw_comparison, draw_overlay
 
 CLASSES = ClassTable(
     ("wall", "sky", "a class of an uncommonly long name, which hardly any legend will have room for", "unseen"),
@@ -64,3 +64,22 @@ def test_warning_is_written():
 def test_shares_are_sorted():
     labels = np.array([[2, 2, 2, 0], [2, 0, 1, 2]], np.uint16)
     assert class_shares(labels, 4) == [(2, 5 / 8), (0, 2 / 8), (1, 1 / 8)]
+
+
+def test_comparison_shows_photo_truth_and_prediction():
+    """At the panels' own size: the photo as it is, labels blended, ignored pixels as in the photo."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, PANEL_WIDTH, 3), np.uint8)
+    truth = np.ones((40, PANEL_WIDTH), np.uint8)
+    truth[20:] = 255
+    picture = draw_comparison([(image, truth, np.zeros_like(truth))], CLASSES)
+    top = next(y for y in range(len(picture)) if (picture[y, :PANEL_WIDTH] == image[0]).all())
+    panels = [picture[top : top + 40, x : x + PANEL_WIDTH] for x in range(0, picture.shape[1], PANEL_WIDTH + PANEL_GAP)]
+    blended = lambda class_id: (1 - OPACITY) * image + OPACITY * CLASSES.palette[class_id]
+    np.testing.assert_array_equal(panels[0], image)
+    np.testing.assert_allclose(panels[1][:18], blended(1)[:18], atol=1)  # above the border that ends the class
+    np.testing.assert_array_equal(panels[1][21:], image[21:])
+    np.testing.assert_allclose(panels[2], blended(0), atol=1)
+    legend = picture[top + 40 :]
+    assert shows(legend, CLASSES.palette[0]) and shows(legend, CLASSES.palette[1])
+    assert not shows(legend, CLASSES.palette[3])
