@@ -66,7 +66,7 @@ def test_gradients(inputs):
 
 
 def test_reference_points_are_pixel_centres():
-    np.testing.assert_allclose(reference_points([(1, 2), (2, 1)]), [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]])
+    np.testing.assert_allclose(reference_points(((1, 2), (2, 1))), [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]])
 
 
 def test_initial_offsets_are_compass_directions():
