@@ -100,7 +100,7 @@ deformable_sample.defvjp(_sample_forward, _sample_backward)
 
 
 def _rows(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Values as rows (B * N * M, D), row (image * N + token) * M + head; the first of each image and head, (B, 1, M)."""
+    """Values as rows (B * N * M, D), row (image * N + token) * M + head; the first of each image and head (B, 1, M)."""
     b, n, m, d = values.shape
     first_row = jnp.arange(b, dtype=jnp.int32)[:, None, None] * (n * m) + jnp.arange(m, dtype=jnp.int32)
     return values.reshape(b * n * m, d), first_row
