@@ -11,6 +11,7 @@ WORKDIR gets checkpoints/STEP (each usable by predict.py), metrics.jsonl, tensor
 Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupted and saved: the same command goes on.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -83,42 +84,41 @@ def train(config: ConfigDict, workdir: Path) -> int:
     interruption = Interruption()
     clock = StepClock(config.train.batch_size)
     previous = None
-    for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
-        profile(step - first_step, workdir)
-        images, targets = put_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
-        state, metrics = train_step(state, images, targets)
-        if previous:
-            check_finite(*previous)  # of the step before: the devices compute this one meanwhile
-        previous = step, metrics, batch.names
+    stop = False
+    with contextlib.closing(log), contextlib.closing(checkpoints):  # what is being written is finished, come what may
+        for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
+            profile(step - first_step, workdir)
+            images, targets = put_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
+            state, metrics = train_step(state, images, targets)
+            if previous:
+                check_finite(*previous)  # of the step before: the devices compute this one meanwhile
+            previous = step, metrics, batch.names
 
-        stop = interruption.requested(step)
-        last = step == config.train.steps
-        logs, evaluates, saves = (
-            last or step % config.train[f"{what}_every"] == 0 for what in ("log", "evaluate", "checkpoint")
-        )
-        if logs or evaluates or saves or stop:
-            values = check_finite(*previous)
-        if logs:
-            log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
-            log.progress(step, f"loss {values['loss']:.3f}")
-        if evaluates or saves or stop:
-            checkpoints.save(step, state, evaluator(state, step) if evaluates else None)
-            clock.restart()
-        if stop and not last:
-            checkpoints.close()
-            log.say(f"Interrupted, and saved after step {step}. The same command goes on from there.")
-            log.close()
-            return INTERRUPTED
+            last = step == config.train.steps
+            stop = interruption.requested(step) and not last
+            logs, evaluates, saves = (
+                last or step % config.train[f"{what}_every"] == 0 for what in ("log", "evaluate", "checkpoint")
+            )
+            if logs or evaluates or saves or stop:
+                values = check_finite(*previous)
+            if logs:
+                log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
+                log.progress(step, f"loss {values['loss']:.3f}")
+            if evaluates or saves or stop:
+                checkpoints.save(step, state, evaluator(state, step) if evaluates else None)
+                clock.restart()
+            if stop:
+                break
 
     # End
-    checkpoints.close()
-    log.say(f"Done. The best checkpoint is {checkpoints.path_of(checkpoints.best_step)}; to use it:")
-    log.say(
-        f"  python predict.py --checkpoint {checkpoints.path_of(checkpoints.best_step)} --input PHOTOS --output RESULTS"
-    )
-    log.say(f"Pictures are in {workdir}/pictures, curves in {workdir}/tensorboard.")
-    log.close()
-    return 0
+    if host == 0 and stop:
+        print(f"Interrupted, and saved after step {step}. The same command goes on from there.")
+    elif host == 0:
+        best = checkpoints.path_of(checkpoints.best_step)
+        print(f"Done. The best checkpoint is {best}; to use it:")
+        print(f"  python predict.py --checkpoint {best} --input PHOTOS --output RESULTS")
+        print(f"Pictures are in {workdir}/pictures, curves in {workdir}/tensorboard.")
+    return INTERRUPTED if stop else 0
 
 
 def check_batch_size(config: ConfigDict, num_devices: int) -> None:

@@ -3,7 +3,8 @@
     pip install libtpu
     python benchmarks/tpu_compile.py --config configs/ade20k.py:r50 --topology v5e:4x4
 
-Memory of a chip, the collectives in the program, and the compiler's own estimate of a step's time. Nothing is run.
+Memory of a chip, the collectives in the program, and the compiler's own estimate of a step's time, where it gives one:
+of loops whose length only the data decide, as those over targets, it knows none. Nothing is run.
 """
 
 import collections
@@ -74,7 +75,7 @@ def main(_):
         "memory_per_chip_gb": (live - memory.alias_size_in_bytes) / 1e9,
         "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
         "collectives": dict(collections.Counter(found)),
-        "estimated_step_s": compiled.cost_analysis().get("optimal_seconds"),
+        "estimated_step_s": max(0, compiled.cost_analysis().get("optimal_seconds", 0)) or "none given",
     }
     table = Table("measure", "value", title="Training step, compiled ahead of time")
     for name, value in result.items():

@@ -1,5 +1,6 @@
 """Choosing the device that computes, and keeping compiled programs between runs."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -43,11 +44,23 @@ def enable_compilation_cache() -> Path:
 def join_hosts() -> None:
     """Let the hosts of a cluster find each other; on a single machine do nothing.
 
-    On Cloud TPU pods, Slurm and the like all is known. Elsewhere set, on every host, JAX_COORDINATOR_ADDRESS to the
-    first host's address and a free port, JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0.
+    On Cloud TPU pods and under Slurm all is known. Elsewhere set, on every host, JAX_COORDINATOR_ADDRESS to the first
+    host's address and a free port, JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0.
+
+    Raises:
+      ValueError: not all three are set.
     """
-    count = os.environ.get("JAX_NUM_PROCESSES")
-    if count:
-        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], int(count), int(os.environ["JAX_PROCESS_ID"]))
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, number = (os.environ.get(name) for name in names)
+    if address and count and number:
+        jax.distributed.initialize(address, int(count), int(number))
+    elif address or count or number:
+        raise ValueError(f"several hosts need all of {', '.join(names)} in the environment")
+    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _is_tpu_machine():
         jax.distributed.initialize()
+
+
+def _is_tpu_machine() -> bool:
+    """A Cloud TPU machine, perhaps one of a pod: TPU devices, and the library for them."""
+    has_devices = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return has_devices and importlib.util.find_spec("libtpu") is not None

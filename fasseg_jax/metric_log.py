@@ -1,5 +1,6 @@
 """The numbers of a training: how long steps take, whether losses are finite, where all of it is written."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -54,9 +55,11 @@ class StepClock:
         self._begin, self._input, self._steps = time.perf_counter(), 0.0, 0
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches, with the time that each is waited for."""
+        """The batches; the time that each is waited for counts, but not the first, with whose step all is compiled."""
         iterator = iter(batches)
-        while True:
+        for number in itertools.count():
+            if number == 1:
+                self.restart()  # the first step compiled the program
             begin = time.perf_counter()
             try:
                 batch = next(iterator)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fasseg_jax.data.samples import DataError, Sample
-from fasseg_jax.photos import to_rgb as to_rgb
+from fasseg_jax.photos import to_rgb
 
 __all__ = ["UNKNOWN", "decode_labels", "decode_sample", "encode_labels", "label_table", "map_labels"]
 
