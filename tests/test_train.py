@@ -80,20 +80,23 @@ def test_devices_processes_and_shards_agree(undisturbed, tmp_path):
 
 
 def test_killed_runs_go_on_bit_for_bit(undisturbed, seconds, tmp_path, request):
-    """SIGKILL at random moments; --kills sets how often."""
+    """SIGKILL at random moments; --kills sets how often. A run that ends before is compared, and another begun."""
     rng = random.Random(0)
     arguments = command(tmp_path, train__steps=12, train__checkpoint_every=3)
-    for _ in range(request.config.getoption("--kills")):
+    kills = 0
+    while kills < request.config.getoption("--kills"):
         process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
         try:
-            process.wait(timeout=rng.uniform(0.3, 1.0) * seconds)
+            assert process.wait(timeout=rng.uniform(0.3, 1.0) * seconds) == 0
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            kills += 1
+            for path in complete_checkpoints(tmp_path):
+                load_checkpoint(path)
         else:
-            assert process.returncode == 0
-        for path in complete_checkpoints(tmp_path):
-            load_checkpoint(path)
+            assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
+            shutil.rmtree(tmp_path)
     train(tmp_path, train__steps=12, train__checkpoint_every=3)
     assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
