@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
-import grain
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -106,7 +106,7 @@ class TrainingBatches:
         return image, labels, classes, index, sample.name
 
 
-def read_ahead(batches: TrainingBatches, data: ConfigDict, first_step: int = 0) -> grain.DatasetIterator:
+def read_ahead(batches: TrainingBatches, data: ConfigDict, first_step: int = 0) -> Iterator[Batch]:
     """Iterate over the batches from a step on, which threads prepare in advance.
 
     The iterator can be saved and restored by `grain.checkpoint`; as a batch depends on its step alone, a program that
@@ -117,6 +117,8 @@ def read_ahead(batches: TrainingBatches, data: ConfigDict, first_step: int = 0) 
       data: `config.data`; its `num_threads` and `prefetch` are used, and change nothing else than the speed.
       first_step: the step of the first batch.
     """
+    import grain  # slow to import, and needless for programs that only look up classes
+
     options = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
     return iter(grain.MapDataset.source(batches)[first_step:].to_iter_dataset(options))
 
