@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from golden.synthetic_weights import synthetic_state_dict
 from weight_cases import OFFICIAL
 
@@ -99,10 +99,11 @@ def run(golden):
 def test_groups_and_rates(golden, run):
     """Every trained parameter's rate and decay, and the schedule."""
     config, record = run
-    groups = by_official_name(parameter_groups(unflatten(record["before"])))
+    by_path = flatten_dict(parameter_groups(unflatten(record["before"])), sep="/")
+    groups = {name: by_path[path_of(name)] for name in record["before"]}
     assert set(groups) == set(golden["param_names"])
     for name, rate, decay in zip(golden["param_names"], golden["param_lr"], golden["param_weight_decay"], strict=True):
-        group = str(groups[name])
+        group = groups[name]
         assert (1e-5 if group.startswith("backbone") else 1e-4) == pytest.approx(rate), name
         assert (0 if group.endswith("fixed") else 0.05) == pytest.approx(decay), name
     for number in range(STEPS):
@@ -110,17 +111,13 @@ def test_groups_and_rates(golden, run):
         np.testing.assert_allclose([rate, 0.1 * rate], golden[f"step{number}/lr"], rtol=1e-6)
 
 
+def path_of(name: str) -> str:
+    return next(path for rule in MODEL_RULES if (path := rule.path_of(name)))
+
+
 def unflatten(leaves):
     """By official name -> a tree of ours."""
-    tree = {}
-    for name in leaves:
-        path = next(path for rule in MODEL_RULES if (path := rule.path_of(name)))
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = leaves[name]
-    return tree
+    return unflatten_dict({path_of(name): value for name, value in leaves.items()}, sep="/")
 
 
 def test_matches_and_losses(golden, run):
@@ -146,11 +143,13 @@ def test_gradients(golden, run):
     compared = [key for key in golden.files if key.startswith("step0/grad/")]
     assert len(compared) > 5
     for key in compared:
-        expected = golden[key]
-        tolerance = 1e-3 * max(np.abs(expected).max(), noise)
-        np.testing.assert_allclose(
-            gradients[key.removeprefix("step0/grad/")], expected, rtol=0, atol=tolerance, err_msg=key
-        )
+        ours, expected = gradients[key.removeprefix("step0/grad/")], golden[key]
+        # Where rounding moves one of the sampled points across the border between two pixels, the slope of the bilinear
+        # interpolation jumps, and with it single elements of the sampling offsets' gradients. All others are close.
+        assert np.linalg.norm(ours - expected) < 5e-3 * max(np.linalg.norm(expected), noise), key
+        far = np.abs(ours - expected) > 1e-3 * max(np.abs(expected).max(), noise)
+        assert far.mean() < 0.02, key
+        assert "sampling_offsets" in key or not far.any(), key
 
 
 def test_changes_of_parameters(golden, run):
