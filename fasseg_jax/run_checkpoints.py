@@ -25,7 +25,7 @@ class CheckpointError(RuntimeError):
 class RunCheckpoints:
     """The checkpoints of a run, in DIRECTORY/STEP.
 
-    `keep` latest ones and the best, by mean IoU, are kept.
+    The `config.train.keep_checkpoints` latest ones are kept, and the best by mean IoU.
     """
 
     def __init__(self, directory: str | Path, config: ConfigDict, classes: ClassTable):

@@ -101,6 +101,14 @@ def test_killed_runs_go_on_bit_for_bit(undisturbed, seconds, tmp_path, request):
     assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
+def test_averaged_parameters_are_resumed(tmp_path):
+    fields = {"train__steps": 4, "train__checkpoint_every": 2, "train__ema_decay": 0.5}
+    train(tmp_path / "run", **fields)
+    shutil.move(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
+    train(tmp_path / "run", **fields)
+    assert_same_variables(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
+
+
 def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
     arguments = command(tmp_path, train__steps=12, train__checkpoint_every=100)
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
