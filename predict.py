@@ -25,7 +25,7 @@ from tqdm import tqdm
 from fasseg_jax.data import data_classes
 from fasseg_jax.devices import choose_device, enable_compilation_cache
 from fasseg_jax.inference import Segmentation, Segmenter
-from fasseg_jax.model import build_model
+from fasseg_jax.model import build_model, initial_variables
 from fasseg_jax.overlay import draw_overlay
 from fasseg_jax.photos import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
 
@@ -117,8 +117,7 @@ def load_segmenter() -> Segmenter:
         return Segmenter.from_checkpoint(CHECKPOINT.value)
     print("UNTRAINED: drawing random weights; the classes found will mean nothing.")
     config = CONFIG.value
-    init = jax.jit(build_model(config.model).init, static_argnames="train")
-    variables = init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
+    variables = jax.jit(lambda: initial_variables(build_model(config.model), seed=0))()
     return Segmenter(config, variables, data_classes(config.data))
 
 

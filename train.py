@@ -25,13 +25,13 @@ from fasseg_jax.devices import enable_compilation_cache, join_hosts
 from fasseg_jax.interruption import Interruption
 from fasseg_jax.matching import Targets
 from fasseg_jax.metric_log import MetricLog, NotFiniteError, StepClock, check_finite
-from fasseg_jax.model import build_model
+from fasseg_jax.model import build_model, initial_variables
 from fasseg_jax.optimizer import learning_rate_schedule, make_optimizer
 from fasseg_jax.parallel import abstract, make_mesh, put_batch, state_shardings
 from fasseg_jax.periodic_evaluation import Evaluator
 from fasseg_jax.run_checkpoints import CheckpointError, RunCheckpoints
 from fasseg_jax.run_config import changed_fields
-from fasseg_jax.start_weights import initial_variables, start_variables
+from fasseg_jax.start_weights import start_variables
 from fasseg_jax.train_step import TrainState, make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/shapes.py", "The recipe; --config.NAME=VALUE overrides.")

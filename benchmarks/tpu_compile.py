@@ -27,10 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fasseg_jax.matching import Targets
-from fasseg_jax.model import build_model
+from fasseg_jax.model import build_model, initial_variables
 from fasseg_jax.optimizer import make_optimizer
 from fasseg_jax.parallel import DATA, abstract, batch_sharding, state_shardings
-from fasseg_jax.start_weights import initial_variables
 from fasseg_jax.train_step import TrainState, make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; its batch size is compiled.")

@@ -1,6 +1,7 @@
 """The whole network: images -> backbone -> pixel decoder -> decoder -> predictions."""
 
 import contextlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ from fasseg_jax.pixel_decoder import PixelDecoder
 from fasseg_jax.resnet import ResNet
 from fasseg_jax.swin import Swin
 
-__all__ = ["FASeg", "Predictions", "build_model"]
+__all__ = ["FASeg", "Predictions", "build_model", "initial_variables"]
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
@@ -80,3 +81,8 @@ def build_model(config: ConfigDict) -> FASeg:
         decoder=Decoder(**config.decoder, **shared, num_classes=config.num_classes),
         dtype=dtype,
     )
+
+
+def initial_variables(model: FASeg, seed: int) -> dict[str, Any]:
+    """Random variables, the same for every machine."""
+    return model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))

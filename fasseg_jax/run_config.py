@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 __all__ = ["changed_fields"]
@@ -30,7 +31,7 @@ def changed_fields(saved: ConfigDict, current: ConfigDict) -> list[str]:
     Raises:
       ValueError: the network's architecture changed, so that the run's checkpoints do not fit.
     """
-    before, after = (_flatten(config.to_dict()) for config in (saved, current))
+    before, after = (_fields(config) for config in (saved, current))
     changed = [
         (name, f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}")
         for name in sorted(before.keys() | after.keys())
@@ -44,10 +45,7 @@ def changed_fields(saved: ConfigDict, current: ConfigDict) -> list[str]:
     return [line for _, line in changed]
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: list(value) if isinstance(value, tuple) else value}
-    leaves = {}
-    for name, item in value.items():
-        leaves |= _flatten(item, f"{prefix}.{name}" if prefix else name)
-    return leaves
+def _fields(config: ConfigDict) -> dict[str, Any]:
+    """Values by dotted name; tuples as lists, which overrides may hold in their place."""
+    fields = flatten_dict(config.to_dict(), sep=".")
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}

@@ -2,22 +2,14 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from fasseg_jax.checkpoint import load_checkpoint
 from fasseg_jax.classes import ClassTable
-from fasseg_jax.model import FASeg
 
-__all__ = ["initial_variables", "start_variables"]
-
-
-def initial_variables(model: FASeg, seed: int) -> dict[str, Any]:
-    """Random variables, the same for every machine."""
-    return model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
+__all__ = ["start_variables"]
 
 
 def start_variables(random: dict[str, Any], config: ConfigDict, classes: ClassTable) -> tuple[dict[str, Any], str]:

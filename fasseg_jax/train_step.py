@@ -15,7 +15,7 @@ from fasseg_jax.loss import sharded_segmentation_loss
 from fasseg_jax.matching import Targets
 from fasseg_jax.model import FASeg
 from fasseg_jax.parallel import DATA, batch_sharding, replicated, state_shardings
-from fasseg_jax.preprocessing import PIXEL_MEAN, PIXEL_STD
+from fasseg_jax.preprocessing import normalise
 
 __all__ = ["Metrics", "TrainState", "make_train_step"]
 
@@ -91,7 +91,7 @@ def make_train_step(
         drop_path_key, points_key = jax.random.split(key)
         predictions, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            (images.astype(jnp.float32) - PIXEL_MEAN) / PIXEL_STD,
+            normalise(images),
             train=True,
             all_predictions=True,
             rngs={"dropout": drop_path_key},

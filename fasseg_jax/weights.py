@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from fasseg_jax.model import build_model
+from fasseg_jax.model import build_model, initial_variables
 from fasseg_jax.weight_rules import (
     BACKBONE_RULES,
     IGNORED,
@@ -89,7 +89,7 @@ def convert_backbone(state_dict: Mapping[str, np.ndarray], model_config: ConfigD
 
 def _variable_shapes(model_config: ConfigDict) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Path without collection -> (collection, shape) of all the model's variables."""
-    variables = jax.eval_shape(lambda: _initialise(model_config))
+    variables = jax.eval_shape(lambda: initial_variables(build_model(model_config), 0))
     return {
         path: (collection, leaf.shape)
         for collection, tree in variables.items()
@@ -97,17 +97,12 @@ def _variable_shapes(model_config: ConfigDict) -> dict[str, tuple[str, tuple[int
     }
 
 
-def _initialise(model_config: ConfigDict) -> dict[str, Any]:
-    # The smallest image: shapes do not depend on its size.
-    return build_model(model_config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-
-
 def _initial_values(model_config: ConfigDict, paths: set[str]) -> dict[str, np.ndarray]:
     """The parameters at these paths as the model initialises them, with a fixed seed."""
 
     @jax.jit  # leaves the rest of the initialisation out
     def initialise() -> dict[str, jax.Array]:
-        parameters = traverse_util.flatten_dict(_initialise(model_config)["params"], sep="/")
+        parameters = traverse_util.flatten_dict(initial_variables(build_model(model_config), 0)["params"], sep="/")
         return {path: parameters[path] for path in paths}
 
     return jax.device_get(initialise())

@@ -7,8 +7,8 @@ from tiny_model import tiny_config
 
 from fasseg_jax.checkpoint import save_checkpoint
 from fasseg_jax.classes import ClassTable, load_classes
-from fasseg_jax.model import build_model
-from fasseg_jax.start_weights import initial_variables, start_variables
+from fasseg_jax.model import build_model, initial_variables
+from fasseg_jax.start_weights import start_variables
 
 
 @pytest.fixture(scope="module")

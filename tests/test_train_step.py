@@ -7,10 +7,9 @@ import optax
 import pytest
 
 from fasseg_jax.matching import Targets
-from fasseg_jax.model import build_model
+from fasseg_jax.model import build_model, initial_variables
 from fasseg_jax.optimizer import make_optimizer
 from fasseg_jax.parallel import make_mesh, put_batch
-from fasseg_jax.start_weights import initial_variables
 from fasseg_jax.train_step import TrainState, make_train_step
 
 
