@@ -2,8 +2,9 @@
 
     python benchmarks/loss.py [TARGETS_PER_IMAGE ...]
 
-Compares forward and backward pass of the network, for given gradients of its predictions, with the loss and these
-gradients. The number of targets (10 unless others are named) is of each image, of at most 40.
+A step, forward and backward, is compared with the network alone: all mask logits of all predictions, and the backward
+pass for given gradients of these. What a step takes longer is the share of matching and loss. They take turns. The
+number of targets (10 and 30 unless others are named) is of each image, of at most 40.
 """
 
 import sys
@@ -15,27 +16,16 @@ import numpy as np
 
 from fasseg_jax.config import load_config
 from fasseg_jax.loss import segmentation_loss
-from fasseg_jax.matching import Targets, match
+from fasseg_jax.matching import Targets
 from fasseg_jax.model import build_model
 
-BATCH, SIZE, MAX_TARGETS = 2, 512, 40
-
-
-def measure(function, *arguments, repeats: int = 3) -> tuple[float, float]:
-    """Least wall and process seconds of a call, after one that compiles."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter(), time.process_time()
-        jax.block_until_ready(function(*arguments))
-        times.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
-    return tuple(np.min(times, axis=0))
+BATCH, SIZE, MAX_TARGETS, REPEATS = 2, 512, 40, 5
 
 
 def blocks(rng: np.random.Generator, num_targets: int, num_classes: int) -> Targets:
     """Label maps of 64 x 64 blocks of `num_targets` classes."""
     classes = np.full((BATCH, MAX_TARGETS), -1, np.int32)
-    labels = np.zeros((BATCH, SIZE, SIZE), np.int32)
+    labels = np.zeros((BATCH, SIZE, SIZE), np.uint8)
     for image in range(BATCH):
         present = np.sort(rng.choice(num_classes, num_targets, replace=False))
         classes[image, :num_targets] = present
@@ -53,40 +43,53 @@ def main(targets_per_image: list[int]) -> None:
     params, statistics = variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
     def predict(params):
-        return model.apply({"params": params, **statistics}, images, train=True, all_predictions=True)
+        return model.apply({"params": params, **statistics}, images, train=True, all_predictions="factored")
 
+    def logits(params):
+        predictions = predict(params)
+        return predictions.class_logits, predictions.mask_logits
+
+    @jax.jit
     def network(params, cotangents):
-        predictions, backward = jax.vjp(predict, params)
-        return predictions, backward(cotangents)[0]
+        values, backward = jax.vjp(logits, params)
+        return values, backward(cotangents)[0]
+
+    @jax.jit
+    def step(params, targets, key):
+        return jax.value_and_grad(lambda params: segmentation_loss(predict(params), targets, key, config.loss).total)(
+            params
+        )
 
     @jax.jit
     def loss(predictions, targets, key):
-        total = lambda predictions: segmentation_loss(predictions, targets, key, config.loss).total
-        return jax.value_and_grad(total)(predictions)
-
-    @jax.jit
-    def matching(predictions, targets, points):
-        return match(predictions, targets, points, config.loss)
+        return jax.value_and_grad(lambda x: segmentation_loss(x, targets, key, config.loss).total)(predictions)
 
     key = jax.random.key(1)
     predictions = jax.jit(predict)(params)
-    points = jax.random.uniform(key, (*predictions.class_logits.shape[:2], config.loss.num_points, 2))
-    _, cotangents = loss(predictions, blocks(rng, targets_per_image[0], config.model.num_classes), key)
-    network_times = measure(jax.jit(network), params, cotangents)
+    shapes = jax.eval_shape(logits, params)
+    cotangents = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=1e-4), x.dtype), shapes)
+    calls = {"network": lambda: network(params, cotangents)}
+    for number in targets_per_image:
+        targets = blocks(rng, number, config.model.num_classes)
+        calls["step", number] = lambda targets=targets: step(params, targets, key)
+        calls["loss", number] = lambda targets=targets: loss(predictions, targets, key)
+    seconds = {name: [] for name in calls}
+    for repeat in range(REPEATS + 1):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(call())
+            if repeat > 0:  # the first compiles
+                seconds[name].append(time.perf_counter() - begin)
+    medians = {name: np.median(times) for name, times in seconds.items()}
 
-    print(f"{jax.devices()[0].device_kind}, seconds: wall (process)")
-    print(f"{'network, forward and backward':40} {network_times[0]:7.2f} ({network_times[1]:.2f})")
-    for num_targets in targets_per_image:
-        targets = blocks(rng, num_targets, config.model.num_classes)
-        loss_times = measure(loss, predictions, targets, key)
-        matching_times = measure(matching, predictions, targets, points)
-        shares = [100 * a / (a + b) for a, b in zip(loss_times, network_times, strict=True)]
-        print(f"{f'matching, {num_targets} targets per image':40} {matching_times[0]:7.2f} ({matching_times[1]:.2f})")
-        print(
-            f"{f'matching and loss, {num_targets} targets per image':40} {loss_times[0]:7.2f} ({loss_times[1]:.2f})"
-            f"   {shares[0]:.1f}% ({shares[1]:.1f}%) of a step"
-        )
+    print(f"{jax.devices()[0].device_kind}, median seconds of {REPEATS}")
+    print(f"{'network, forward and backward':46} {medians['network']:7.2f}")
+    for number in targets_per_image:
+        whole, alone = medians["step", number], medians["loss", number]
+        share = f"   matching and loss: {100 * (1 - medians['network'] / whole):.1f}%"
+        print(f"{f'step, {number} targets per image':46} {whole:7.2f}{share}")
+        print(f"{f'masks, matching and loss alone, {number} targets':46} {alone:7.2f}")
 
 
 if __name__ == "__main__":
-    main([int(number) for number in sys.argv[1:]] or [10])
+    main([int(number) for number in sys.argv[1:]] or [10, 30])

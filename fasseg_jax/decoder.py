@@ -4,6 +4,8 @@ Layers cycle over strides 32, 16, 8 and, with HRCA, 4. Before each layer the cur
 where its cross attention may look; with DFPQ the positional queries are made anew from what it looked at.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -15,7 +17,7 @@ from fasseg_jax.layers import Dtype, layer_norm, torch_linear
 from fasseg_jax.pixel_decoder import PixelFeatures
 from fasseg_jax.resizing import resize_bilinear
 
-__all__ = ["Decoder", "Predictions"]
+__all__ = ["Decoder", "FactoredPredictions", "Predictions"]
 
 HIGH_RESOLUTION = 3  # index of stride 4 among the scales
 
@@ -31,6 +33,33 @@ class Predictions:
 
     class_logits: jax.Array
     mask_logits: jax.Array
+
+
+@flax.struct.dataclass
+class FactoredPredictions:
+    """All predictions for training, by `all_predictions="factored"`: masks as the two factors of their product.
+
+    The loss needs the masks of one prediction at a time, and the gradient of the matched ones alone.
+
+    Attributes:
+      class_logits: (L+1, B, Q, K + 1) float32, "no object" last.
+      mask_embeddings: (L+1, B, Q, C) float32.
+      mask_features: (B, H/4, W/4, C) float32, the same for all.
+    """
+
+    class_logits: jax.Array
+    mask_embeddings: jax.Array
+    mask_features: jax.Array
+
+    @property
+    def mask_logits(self) -> jax.Array:
+        """(L+1, B, Q, H/4, W/4) float32; computed at every call."""
+        return mask_product(self.mask_embeddings, self.mask_features)
+
+
+def mask_product(embeddings: jax.Array, features: jax.Array) -> jax.Array:
+    """Mask logits of embeddings (..., B, Q, C) and features (B, h, w, C): (..., B, Q, h, w) float32."""
+    return jnp.einsum("...bqc,bhwc->...bqhw", embeddings, features, precision="highest")
 
 
 class DecoderLayer(nn.Module):
@@ -102,7 +131,9 @@ class Decoder(nn.Module):
     def num_scales(self) -> int:
         return 4 if self.hrca else 3
 
-    def __call__(self, pixels: PixelFeatures, all_predictions: bool = False) -> Predictions:
+    def __call__(
+        self, pixels: PixelFeatures, all_predictions: bool | Literal["factored"] = False
+    ) -> Predictions | FactoredPredictions:
         batch = pixels.mask_features.shape[0]
         x, embed = (
             jnp.broadcast_to(table.astype(self.dtype), (batch, *table.shape))
@@ -111,7 +142,7 @@ class Decoder(nn.Module):
         # Resizing and the mask product are both linear: attention masks need the mask features resized once a scale.
         resized = [resize_bilinear(pixels.mask_features, f.shape[1:3]) for f in pixels.features[:HIGH_RESOLUTION]]
 
-        predictions = [self._predict(x, pixels.mask_features)] if all_predictions else []
+        predictions = [self._predict(x)] if all_predictions else []
         query_positions = self._first_query_positions(x, embed, pixels, resized[0])
         attention_32 = None  # of the latest layer at stride 32
         for i, layer in enumerate(self.layer):
@@ -128,27 +159,28 @@ class Decoder(nn.Module):
                 attention_32 = attention
             self.sow("intermediates", "attention", attention)
             if all_predictions:
-                predictions.append(self._predict(x, pixels.mask_features))
+                predictions.append(self._predict(x))
         if all_predictions:
-            return jax.tree.map(lambda *each: jnp.stack(each), *predictions)
-        return self._predict(x, pixels.mask_features)
+            class_logits, embeddings = (jnp.stack(each) for each in zip(*predictions, strict=True))
+            factored = FactoredPredictions(class_logits, embeddings, pixels.mask_features)
+            return factored if all_predictions == "factored" else Predictions(class_logits, factored.mask_logits)
+        class_logits, embeddings = self._predict(x)
+        return Predictions(class_logits, mask_product(embeddings, pixels.mask_features))
 
     # Prediction heads
 
-    def _mask_logits(self, normed: jax.Array, mask_features: jax.Array) -> jax.Array:
-        """Mask logits (B, Q, h, w) of normalised queries; float32 throughout."""
-        for linear in self.mask_embed[:-1]:
-            normed = nn.relu(linear(normed))
-        embedding = self.mask_embed[-1](normed).astype(jnp.float32)
-        return jnp.einsum("bqc,bhwc->bqhw", embedding, mask_features, precision="highest")
-
-    def _predict(self, x: jax.Array, mask_features: jax.Array) -> Predictions:
+    def _predict(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Class logits (B, Q, K + 1) and mask embeddings (B, Q, C) of queries, float32."""
         normed = self.decoder_norm(x)
-        return Predictions(self.class_embed(normed), self._mask_logits(normed, mask_features))
+        embeddings = normed
+        for linear in self.mask_embed[:-1]:
+            embeddings = nn.relu(linear(embeddings))
+        return self.class_embed(normed), self.mask_embed[-1](embeddings).astype(jnp.float32)
 
     def _mask_probabilities(self, x: jax.Array, mask_features: jax.Array) -> jax.Array:
         """Predicted masks as probabilities over tokens, (B, Q, N); they steer attention and carry no gradient."""
-        logits = self._mask_logits(self.decoder_norm(x), mask_features)
+        _, embeddings = self._predict(x)
+        logits = mask_product(embeddings, mask_features)
         probabilities = jax.nn.sigmoid(logits).reshape(*x.shape[:2], -1)  # (B, Q, h, w) -> (B, Q, N)
         return jax.lax.stop_gradient(probabilities)
 

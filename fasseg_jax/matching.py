@@ -1,4 +1,4 @@
-"""Matching of queries to target segments, for all predictions at once and without gradient (SPEC section 5)."""
+"""Matching of the queries of one prediction to target segments, without gradient (SPEC section 5)."""
 
 import flax.struct
 import jax
@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fasseg_jax.assignment import assign
-from fasseg_jax.decoder import Predictions
 from fasseg_jax.points import sample_labels, sample_masks_at_shared_points
 
 __all__ = ["Targets", "match", "matching_costs"]
@@ -28,42 +27,39 @@ class Targets:
     classes: jax.Array
 
 
-def matching_costs(predictions: Predictions, targets: Targets, points: jax.Array, config: ConfigDict) -> jax.Array:
-    """What each pair of a query and a target would cost (Mask2Former, section 3.3).
+def matching_costs(
+    class_logits: jax.Array, mask_logits: jax.Array, targets: Targets, points: jax.Array, config: ConfigDict
+) -> jax.Array:
+    """What each pair of a query and a target would cost, by one prediction (Mask2Former, section 3.3).
 
     Args:
-      predictions: with leading axis L+1.
+      class_logits: (B, Q, K + 1).
+      mask_logits: (B, h, w, Q), queries last, so that the values of all masks at a pixel lie together.
       targets: `Targets`.
-      points: (L+1, B, P, 2), xy in [0, 1].
+      points: (B, P, 2), xy in [0, 1].
       config: `config.loss`.
 
     Returns:
-      (L+1, B, Q, T) float32, anything where a target is padding.
+      (B, Q, T) float32, anything where a target is padding.
     """
-    labels = jnp.maximum(targets.classes, 0)[None, :, None]  # (1, B, 1, T)
-    probabilities = jax.nn.softmax(predictions.class_logits)
-    class_costs = -jnp.take_along_axis(probabilities, labels, axis=-1)  # (L+1, B, Q, T)
+    labels = jnp.maximum(targets.classes, 0)[:, None]  # (B, 1, T)
+    class_costs = -jnp.take_along_axis(jax.nn.softmax(class_logits), labels, axis=-1)  # (B, Q, T)
 
     chunk = min(CLASSES_AT_ONCE, targets.classes.shape[1])
     num_chunks = -(-(targets.classes >= 0).sum(axis=1).max() // chunk)
+    x = jax.vmap(sample_masks_at_shared_points)(mask_logits, points)  # (B, P, Q)
+    corners = sample_labels(targets.labels, jnp.arange(len(points)), points)  # four times (B, P), (B, P)
+    statistics = prediction_statistics(x)
 
-    def of_prediction(inputs):
-        """Mask costs (B, Q, T) of one prediction: a loop, as the samples of all would fill the memory."""
-        mask_logits, points = inputs  # (B, Q, h, w), (B, P, 2)
-        x = jax.vmap(sample_masks_at_shared_points)(mask_logits, points)  # (B, P, Q)
-        corners = sample_labels(targets.labels, jnp.arange(len(points)), points)  # four times (B, P), (B, P)
-        statistics = prediction_statistics(x)
+    def add_chunk(i, costs):
+        # Where the last chunk would reach beyond T, both slices move back alike and some costs are found twice.
+        classes = jax.lax.dynamic_slice_in_dim(targets.classes, i * chunk, chunk, axis=1)
+        g = sum(weight[..., None] * (label[..., None] == classes[:, None]) for label, weight in corners)
+        part = mask_costs(x, statistics, g, config)  # g: (B, P, chunk)
+        return jax.lax.dynamic_update_slice_in_dim(costs, part, i * chunk, axis=2)
 
-        def add_chunk(i, costs):
-            # Where the last chunk would reach beyond T, both slices move back alike and some costs are found twice.
-            classes = jax.lax.dynamic_slice_in_dim(targets.classes, i * chunk, chunk, axis=1)
-            g = sum(weight[..., None] * (label[..., None] == classes[:, None]) for label, weight in corners)
-            part = mask_costs(x, statistics, g, config)  # g: (B, P, chunk)
-            return jax.lax.dynamic_update_slice_in_dim(costs, part, i * chunk, axis=2)
-
-        return jax.lax.fori_loop(0, num_chunks, add_chunk, jnp.zeros(class_costs.shape[1:]))
-
-    return config.class_weight * class_costs + jax.lax.map(of_prediction, (predictions.mask_logits, points))
+    costs = jax.lax.fori_loop(0, num_chunks, add_chunk, jnp.zeros_like(class_costs))
+    return config.class_weight * class_costs + costs
 
 
 def prediction_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -90,24 +86,22 @@ def mask_costs(
 
 
 def match(
-    predictions: Predictions, targets: Targets, points: jax.Array, config: ConfigDict
+    class_logits: jax.Array, mask_logits: jax.Array, targets: Targets, points: jax.Array, config: ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
     """Assigns a query to each target, at the least cost.
 
     Args:
-      predictions: with leading axis L+1.
+      class_logits: (B, Q, K + 1), of one prediction.
+      mask_logits: (B, h, w, Q).
       targets: `Targets`.
-      points: (L+1, B, P, 2), xy in [0, 1].
+      points: (B, P, 2), xy in [0, 1].
       config: `config.loss`.
 
     Returns:
-      The queries (L+1, B, T) int32, -1 where a target is padding; and the number of costs of real targets that were
-      NaN or infinite, () int32, which `assign` replaces.
+      The queries (B, T) int32, -1 where a target is padding; and the number of costs of real targets that were NaN or
+      infinite, () int32, which `assign` replaces.
     """
-    predictions, points = jax.lax.stop_gradient((predictions, points))
-    costs = matching_costs(predictions, targets, points, config)
+    costs = matching_costs(class_logits, mask_logits, targets, points, config)
     valid = targets.classes >= 0  # (B, T)
     non_finite = (~jnp.isfinite(costs) & valid[:, None]).sum(dtype=jnp.int32)
-    by_image = jax.vmap(assign)  # (B, Q, T), (B,) -> (B, T)
-    queries = jax.vmap(by_image, in_axes=(0, None))(costs, valid.sum(axis=1, dtype=jnp.int32))
-    return queries, non_finite
+    return jax.vmap(assign)(costs, valid.sum(axis=1, dtype=jnp.int32)), non_finite

@@ -1,14 +1,14 @@
 """The whole network: images -> backbone -> pixel decoder -> decoder -> predictions."""
 
 import contextlib
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fasseg_jax.decoder import Decoder, Predictions
+from fasseg_jax.decoder import Decoder, FactoredPredictions, Predictions
 from fasseg_jax.layers import Dtype
 from fasseg_jax.pixel_decoder import PixelDecoder
 from fasseg_jax.resnet import ResNet
@@ -18,6 +18,7 @@ __all__ = ["FASeg", "Predictions", "build_model", "initial_variables"]
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
+    "deformable_attention": ("auto", "gather", "dense"),
     "key_positions": ("conditional", "sine"),
     "backbone.kind": ("resnet", "swin"),
     "backbone.norm": ("frozen_batch_norm", "batch_norm"),
@@ -32,7 +33,7 @@ class FASeg(nn.Module):
 
     `train` turns on batch statistics (update the collection `batch_stats`) and drop path (random stream "dropout").
     `all_predictions` returns those of the initial queries and of every layer, as training needs them, instead of the
-    last layer's alone.
+    last layer's alone; "factored" keeps their masks as two factors, for the loss.
     """
 
     backbone: nn.Module
@@ -40,7 +41,9 @@ class FASeg(nn.Module):
     decoder: Decoder
     dtype: Dtype = jnp.float32
 
-    def __call__(self, images: jax.Array, *, train: bool = False, all_predictions: bool = False) -> Predictions:
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, all_predictions: bool | Literal["factored"] = False
+    ) -> Predictions | FactoredPredictions:
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"images must be (B, H, W, 3) with H and W multiples of 32, not {images.shape}")
         with full_precision() if self.dtype == jnp.float32 else contextlib.nullcontext():
@@ -76,6 +79,7 @@ def build_model(config: ConfigDict) -> FASeg:
             **config.pixel_decoder,
             **shared,
             key_positions=config.key_positions,
+            deformable_attention=config.deformable_attention,
             high_resolution_positions=config.decoder.hrca,
         ),
         decoder=Decoder(**config.decoder, **shared, num_classes=config.num_classes),

@@ -2,8 +2,6 @@
 
 Points are xy in [0, 1] of a map's width and height, pixel centres at half-integers; outside of a map is zero. Gathers
 are written one for each of a point's four corners, which XLA fuses with the interpolation.
-
-Kirillov et al., "PointRend: Image Segmentation as Rendering", 2020, is where the choice of points comes from.
 """
 
 import flax.struct
@@ -49,7 +47,7 @@ def importance_counts(config: ConfigDict) -> tuple[int, int, int]:
 
 def draw_matching_points(key: jax.Array, prediction: jax.Array, image: jax.Array, count: int) -> jax.Array:
     """Points (count, 2) that depend on nothing but the key and the two numbers, () int32."""
-    return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, prediction), image), (count, 2))
+    return draw(jax.random.fold_in(jax.random.fold_in(key, prediction), image), count)
 
 
 def draw_loss_points(
@@ -57,8 +55,17 @@ def draw_loss_points(
 ) -> tuple[jax.Array, jax.Array]:
     """Points (oversampled, 2) and (uniform, 2) that depend on nothing but the key and the three numbers, () int32."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, prediction), image), target)
-    points = jax.random.uniform(key, (sum(counts), 2))
+    points = draw(key, sum(counts))
     return points[: counts[0]], points[counts[0] :]
+
+
+def draw(key: jax.Array, count: int) -> jax.Array:
+    """Uniform points (count, 2), multiples of 2**-16 and a half of that, both coordinates from one random word.
+
+    Behind a barrier, as XLA would draw the words anew in each place that the points are used.
+    """
+    words = jax.lax.optimization_barrier(jax.random.bits(key, (count,), jnp.uint32))
+    return (jnp.stack([words >> 16, words & 0xFFFF], axis=-1).astype(jnp.float32) + 0.5) * 2**-16
 
 
 def corners(points: jax.Array, shape: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
@@ -94,9 +101,10 @@ def sample_masks(masks: jax.Array, points: jax.Array) -> jax.Array:
 
 def sample_by_gathers(masks: jax.Array, points: jax.Array) -> jax.Array:
     """`sample_masks` as one gather for each corner."""
-    flat = jnp.reshape(masks, (masks.shape[0], -1))  # (N, h * w)
-    take = jax.vmap(lambda mask, place: mask.at[place].get(mode="promise_in_bounds"))  # (N, P)
-    return sum(weight * take(flat, place) for place, weight in corners(points, masks.shape[1:]))
+    size = masks.shape[1] * masks.shape[2]
+    flat, start = jnp.reshape(masks, -1), size * jnp.arange(len(masks))[:, None]  # (N * h * w,), (N, 1)
+    take = lambda place: flat.at[start + place].get(mode="promise_in_bounds")  # (N, P)
+    return sum(weight * take(place) for place, weight in corners(points, masks.shape[1:]))
 
 
 def sample_by_products(masks: jax.Array, points: jax.Array) -> jax.Array:
@@ -108,10 +116,10 @@ def sample_by_products(masks: jax.Array, points: jax.Array) -> jax.Array:
 
 
 def sample_masks_at_shared_points(masks: jax.Array, points: jax.Array) -> jax.Array:
-    """Bilinear samples of masks (N, h, w), all at the same points (P, 2): (P, N)."""
-    rows = jnp.reshape(masks, (masks.shape[0], -1)).T  # (h * w, N): the values of all masks at a pixel lie together
+    """Bilinear samples of masks (h, w, N), whose values at a pixel lie together, at points (P, 2): (P, N)."""
+    rows = masks.reshape(-1, masks.shape[2])  # (h, w, N) -> (h * w, N)
     take = lambda place: rows.at[place].get(mode="promise_in_bounds")  # (P, N)
-    return sum(weight[:, None] * take(place) for place, weight in corners(points, masks.shape[1:]))
+    return sum(weight[:, None] * take(place) for place, weight in corners(points, masks.shape[:2]))
 
 
 def sample_labels(labels: jax.Array, image: jax.Array, points: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
@@ -136,14 +144,29 @@ def most_uncertain(logits: jax.Array, count: int) -> jax.Array:
 
     def set_bit(i, threshold):
         higher = threshold | (1 << (30 - i))  # (N, 1)
-        return jnp.where((bits < higher).sum(axis=-1, keepdims=True) < count, higher, threshold)
+        # Counted in float32, exact up to 2**24, which a CPU does half as fast again as in int32.
+        return jnp.where((bits < higher).sum(axis=-1, keepdims=True, dtype=jnp.float32) < count, higher, threshold)
 
     # The largest number that fewer than `count` values are below, hence the value of rank `count`.
     threshold = jax.lax.fori_loop(0, 31, set_bit, jnp.zeros_like(bits[:, :1]))
-    below, equal = bits < threshold, bits == threshold
-    missing = count - below.sum(axis=-1, keepdims=True)
-    kept = below | (equal & (jnp.cumsum(equal, axis=-1) <= missing))
-    rank = jnp.where(kept, jnp.cumsum(kept, axis=-1) - 1, count)  # (N, P)
+
+    def first_of_equals():
+        below, equal = bits < threshold, bits == threshold
+        return below | (equal & (running_count(equal) <= count - below.sum(axis=-1, keepdims=True)))
+
+    kept = bits <= threshold
+    kept = jax.lax.cond((kept.sum(axis=-1) > count).any(), first_of_equals, lambda: kept)
+    rank = jnp.where(kept, running_count(kept) - 1, count)  # (N, P)
     places = jnp.arange(logits.shape[-1], dtype=jnp.int32)
     fill = lambda rank: jnp.zeros(count + 1, jnp.int32).at[rank].set(places, mode="promise_in_bounds")
     return jax.vmap(fill)(rank)[:, :count]  # the last place took those not kept
+
+
+def running_count(chosen: jax.Array, block: int = 64) -> jax.Array:
+    """Cumulative sums of rows (N, P) of bool, int32, in blocks: within each a fast product with a triangular matrix."""
+    n, p = chosen.shape
+    blocks = jnp.pad(chosen, ((0, 0), (0, -p % block))).reshape(-1, block).astype(jnp.float32)
+    within = (blocks @ jnp.triu(jnp.ones((block, block)))).reshape(n, -1, block)  # (N, blocks, block)
+    totals = within[..., -1]
+    before = jnp.cumsum(totals, axis=-1) - totals
+    return (within + before[..., None]).reshape(n, -1)[:, :p].astype(jnp.int32)

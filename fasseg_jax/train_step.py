@@ -93,7 +93,7 @@ def make_train_step(
             {"params": params, "batch_stats": batch_stats},
             normalise(images),
             train=True,
-            all_predictions=True,
+            all_predictions="factored",
             rngs={"dropout": drop_path_key},
             mutable=["batch_stats"],
         )

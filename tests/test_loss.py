@@ -13,9 +13,9 @@ import pytest
 from ml_collections import ConfigDict
 from scipy.optimize import linear_sum_assignment
 
-from fasseg_jax import loss as loss_module
+from fasseg_jax import mask_loss
 from fasseg_jax.config import load_config
-from fasseg_jax.decoder import Predictions
+from fasseg_jax.decoder import FactoredPredictions
 from fasseg_jax.loss import LossTerms, segmentation_loss
 from fasseg_jax.matching import Targets, match, matching_costs
 from fasseg_jax.points import SamplingPoints, draw_loss_points, draw_matching_points
@@ -29,9 +29,30 @@ def loss_config(num_points: int) -> ConfigDict:
     return config
 
 
+def predictions_of(class_logits, mask_logits) -> FactoredPredictions:
+    """Predictions of the given masks (L+1, B, Q, h, w): embeddings are the masks, features one for each pixel."""
+    h, w = mask_logits.shape[-2:]
+    features = np.eye(h * w, dtype=np.float32).reshape(1, h, w, h * w)
+    features = np.broadcast_to(features, (mask_logits.shape[1], *features.shape[1:]))
+    return FactoredPredictions(class_logits, mask_logits.reshape(*mask_logits.shape[:3], h * w), features)
+
+
+def match_all(predictions, targets, points, config):
+    """Costs, queries and numbers of non-finite costs of each prediction."""
+    masks = np.moveaxis(np.asarray(predictions.mask_logits), 2, -1)
+    arguments = [jnp.asarray(x) for x in (predictions.class_logits, masks, points)]
+
+    @jax.jit
+    def one(targets, logits, masks, points):
+        costs = matching_costs(logits, masks, targets, points, config)
+        return costs, *match(logits, masks, targets, points, config)
+
+    return [np.stack(each) for each in zip(*(one(targets, *own) for own in zip(*arguments, strict=True)), strict=True)]
+
+
 def loss_and_gradient(
-    predictions: Predictions, targets: Targets, randomness, config: ConfigDict
-) -> tuple[LossTerms, Predictions]:
+    predictions: FactoredPredictions, targets: Targets, randomness, config: ConfigDict
+) -> tuple[LossTerms, FactoredPredictions]:
     def total(predictions, targets, randomness):
         terms = segmentation_loss(predictions, targets, randomness, config)
         return terms.total, terms
@@ -43,7 +64,7 @@ def loss_and_gradient(
 # Recorded numbers
 
 
-def load_golden(name: str) -> tuple[dict[str, np.ndarray], Predictions, Targets, SamplingPoints]:
+def load_golden(name: str) -> tuple[dict[str, np.ndarray], FactoredPredictions, Targets, SamplingPoints]:
     golden = dict(np.load(GOLDEN / f"{name}.npz"))
     shape = golden["target_masks_shape"]  # B, T, H, W
     masks = np.unpackbits(golden["target_masks"], axis=-1, count=shape[-1]).astype(bool)
@@ -62,7 +83,7 @@ def load_golden(name: str) -> tuple[dict[str, np.ndarray], Predictions, Targets,
                 points[field][prediction, b, t] = recorded
     return (
         golden,
-        Predictions(golden["pred_logits"], golden["pred_masks"]),
+        predictions_of(golden["pred_logits"], golden["pred_masks"]),
         Targets(labels, golden["target_labels"].astype(np.int32)),
         SamplingPoints(golden["matcher_points"], points["oversampled_points"], points["random_points"]),
     )
@@ -72,12 +93,11 @@ def load_golden(name: str) -> tuple[dict[str, np.ndarray], Predictions, Targets,
 def test_golden_matches(name):
     golden, predictions, targets, points = load_golden(name)
     config = loss_config(256)
-    costs = jax.jit(partial(matching_costs, config=config))(predictions, targets, points.matching)
+    costs, queries, non_finite_costs = match_all(predictions, targets, points.matching, config)
     real = ~np.isnan(golden["cost_matrix"])
-    np.testing.assert_allclose(np.asarray(costs)[real], golden["cost_matrix"][real], atol=1e-5)
-    queries, non_finite_costs = jax.jit(partial(match, config=config))(predictions, targets, points.matching)
+    np.testing.assert_allclose(costs[real], golden["cost_matrix"][real], atol=1e-5)
     np.testing.assert_array_equal(queries, golden["matched_query"])
-    assert non_finite_costs == 0
+    assert not np.any(non_finite_costs)
 
 
 @pytest.mark.parametrize("name", ["loss_two_images", "loss_empty_image"])
@@ -88,9 +108,11 @@ def test_golden_losses_and_gradients(name):
     np.testing.assert_allclose(terms.mask_loss, golden["loss_mask"], rtol=1e-5)
     np.testing.assert_allclose(terms.dice_loss, golden["loss_dice"], rtol=1e-5)
     np.testing.assert_allclose(terms.total, golden["total"], rtol=1e-5)
+    np.testing.assert_array_equal(terms.queries, golden["matched_query"])
     assert terms.num_targets == golden["target_counts"].sum()
-    for found, field in ((gradient.class_logits, "grad_pred_logits"), (gradient.mask_logits, "grad_pred_masks")):
-        assert np.abs(found - golden[field]).max() <= 1e-5 * np.abs(golden[field]).max()
+    for found, field in ((gradient.class_logits, "grad_pred_logits"), (gradient.mask_embeddings, "grad_pred_masks")):
+        expected = golden[field].reshape(found.shape)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 # A plain implementation
@@ -160,7 +182,7 @@ def plain_loss(predictions, targets, points, queries, config):
 
 
 def random_case(seed: int, num_targets: list[int], max_targets: int, num_queries: int, num_classes: int = 30):
-    """Predictions (L+1 = 2) and targets of blocks of random classes, one of them absent from the map."""
+    """FactoredPredictions (L+1 = 2) and targets of blocks of random classes, one of them absent from the map."""
     rng = np.random.default_rng(seed)
     b = len(num_targets)
     classes = np.full((b, max_targets), -1, np.int32)
@@ -170,11 +192,12 @@ def random_case(seed: int, num_targets: list[int], max_targets: int, num_queries
         present = np.append(classes[image, : max(n - 1, 1)], 255) if n else [255]
         labels[image] = np.kron(rng.choice(present, (5, 6)), np.ones((8, 8), int))
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    predictions = Predictions(normal(2, b, num_queries, num_classes + 1), 3 * normal(2, b, num_queries, 10, 12))
+    logits, embeddings = normal(2, b, num_queries, num_classes + 1), normal(2, b, num_queries, 9)
+    predictions = FactoredPredictions(logits, embeddings, normal(b, 10, 12, 9))  # mask logits of standard deviation 3
     return predictions, Targets(labels, classes)
 
 
-def points_of_key(key, predictions: Predictions, targets: Targets, config: ConfigDict) -> SamplingPoints:
+def points_of_key(key, predictions: FactoredPredictions, targets: Targets, config: ConfigDict) -> SamplingPoints:
     """What the loss draws from a key: of each prediction, image and target on its own."""
     matching_key, loss_key = jax.random.split(key)
     (num_predictions, b), t = predictions.class_logits.shape[:2], targets.classes.shape[1]
@@ -211,7 +234,7 @@ def test_plain_implementation(num_targets, max_targets, num_queries, points_give
     chosen = plain_points(predictions, points, queries, config)
     plain = jax.jit(jax.value_and_grad(lambda p: plain_loss(p, targets, chosen, queries, config)))(predictions)
 
-    monkeypatch.setattr(loss_module, "targets_at_once", lambda: at_once)
+    monkeypatch.setattr(mask_loss, "pairs_at_once", lambda: at_once)
     terms, gradient = loss_and_gradient(predictions, targets, points if points_given else key, config)
     assert terms.num_targets == sum(num_targets)
     np.testing.assert_allclose(terms.total, plain[0], rtol=2e-6)
@@ -241,7 +264,7 @@ def test_only_the_total_has_a_gradient():
     terms = lambda p: segmentation_loss(p, targets, jax.random.key(0), loss_config(16))
     parts = lambda p: (terms(p).class_loss + terms(p).mask_loss + terms(p).dice_loss).sum()
     gradient = jax.jit(jax.grad(parts))(predictions)
-    assert not np.any(gradient.class_logits) and not np.any(gradient.mask_logits)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 # Bad input
@@ -249,18 +272,18 @@ def test_only_the_total_has_a_gradient():
 
 def test_nan_in_one_query_is_counted_and_the_others_are_matched():
     predictions, targets = random_case(2, [3, 2], 4, 8)
-    predictions.mask_logits[1, 0, 5] = np.nan
+    predictions.mask_embeddings[1, 0, 5] = np.nan
     config = loss_config(32)
     points = np.asarray(jax.random.uniform(jax.random.key(0), (2, 2, 32, 2)))
-    queries, non_finite_costs = jax.jit(partial(match, config=config))(predictions, targets, points)
-    assert non_finite_costs == 3  # one for each target of the image
+    _, queries, non_finite_costs = match_all(predictions, targets, points, config)
+    np.testing.assert_array_equal(non_finite_costs, [0, 3])  # one for each target of the image
     others = np.delete(np.arange(8), 5)
     logits, masks = predictions.class_logits[1, 0, others], predictions.mask_logits[1, 0, others]
     expected = plain_match(logits, masks, targets.labels[0], targets.classes[0, :3], points[1, 0], config)
     np.testing.assert_array_equal(queries[1, 0, :3], others[expected])
 
 
-@pytest.mark.parametrize("field", ["class_logits", "mask_logits"])
+@pytest.mark.parametrize("field", ["class_logits", "mask_embeddings", "mask_features"])
 def test_nan_everywhere_ends_with_a_loss_that_is_not_finite(field):
     predictions, targets = random_case(2, [3, 2], 4, 8)
     getattr(predictions, field)[:] = np.nan
@@ -283,6 +306,7 @@ def test_wrong_sizes_are_refused():
 SHARDED = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from fasseg_jax.decoder import FactoredPredictions
 from fasseg_jax.loss import segmentation_loss, sharded_segmentation_loss
 from tests.test_loss import loss_config, points_of_key, random_case
 
@@ -309,7 +333,9 @@ for shape, axes, randomness in (((8,), "data", key), ((4, 2), ("data", "more"), 
     mesh = Mesh(np.array(jax.devices()).reshape(shape), axes)
     put = lambda tree, *spec: jax.device_put(tree, NamedSharding(mesh, P(*spec)))
     loss = sharded_segmentation_loss(mesh, axes, config)
-    compare(evaluate(loss, put(predictions, None, axes), put(targets, axes), randomness), alone)
+    images_second = put((predictions.class_logits, predictions.mask_embeddings), None, axes)
+    of_predictions = FactoredPredictions(*images_second, put(predictions.mask_features, axes))
+    compare(evaluate(loss, of_predictions, put(targets, axes), randomness), alone)
 print("equal")
 """
 

@@ -45,7 +45,9 @@ def test_masks(points, sample):
 def test_masks_at_shared_points(points):
     masks = np.random.default_rng(2).normal(size=(3, 5, 7)).astype(np.float32)
     expected = [[bilinear(mask, *point) for mask in masks] for point in points[0]]
-    np.testing.assert_allclose(jax.jit(sample_masks_at_shared_points)(masks, points[0]), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        jax.jit(sample_masks_at_shared_points)(masks.transpose(1, 2, 0), points[0]), expected, atol=2e-6
+    )
 
 
 @FORMS
@@ -99,7 +101,7 @@ def test_points_depend_on_pair_and_fill_the_square():
     for pair in np.ndindex(2, 2):
         draws[pair] = np.asarray(draw_matching_points(key, *pair, 800))
     everything = np.concatenate(list(draws.values()))
-    assert len(np.unique(everything[:, 0])) > 0.99 * len(everything)  # no two share their points
+    assert len(np.unique(everything, axis=0)) > 0.99 * len(everything)  # no two share their points
     counts, _, _ = np.histogram2d(*everything.T, bins=4, range=[[0, 1], [0, 1]])
     assert counts.sum() == len(everything)
     assert np.abs(counts / (len(everything) / 16) - 1).max() < 0.2  # 600 in each cell, 5 standard deviations

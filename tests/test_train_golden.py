@@ -1,6 +1,7 @@
 """Three steps of training against the official program, with its points: losses, gradients, changes of parameters."""
 
 from collections import defaultdict
+from itertools import combinations
 from pathlib import Path
 
 import jax
@@ -10,11 +11,12 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from golden.synthetic_weights import synthetic_state_dict
+from test_loss import binary_cross_entropy_and_dice, sample
 from weight_cases import OFFICIAL
 
 from fasseg_jax import build_model, convert_state_dict, load_config
 from fasseg_jax.loss import segmentation_loss
-from fasseg_jax.matching import Targets, match
+from fasseg_jax.matching import Targets
 from fasseg_jax.optimizer import learning_rate_schedule, make_optimizer, parameter_groups
 from fasseg_jax.points import SamplingPoints
 from fasseg_jax.preprocessing import normalise
@@ -78,27 +80,31 @@ def run(golden):
     @jax.jit
     def step(params, opt_state, points):
         def loss(params):
-            predictions = model.apply({**variables, "params": params}, images, train=True, all_predictions=True)
+            predictions = model.apply({**variables, "params": params}, images, train=True, all_predictions="factored")
             terms = segmentation_loss(predictions, targets, points, config.loss)
-            return terms.total, (terms, match(predictions, targets, points.matching, config.loss)[0])
+            return terms.total, (terms, predictions)
 
-        gradients, (terms, queries) = jax.grad(loss, has_aux=True)(params)
+        gradients, (terms, predictions) = jax.grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, gradients, terms, queries
+        return optax.apply_updates(params, updates), opt_state, gradients, terms, predictions
 
-    params, opt_state, record = variables["params"], optimizer.init(variables["params"]), defaultdict(list)
-    for number in range(STEPS):
-        params, opt_state, gradients, terms, queries = step(params, opt_state, recorded_points(golden, number))
-        record["terms"].append(terms)
-        record["queries"].append(queries)
-        record["gradients"].append(by_official_name(gradients))
-    record["before"], record["after"] = by_official_name(variables["params"]), by_official_name(params)
-    return config, record
+    def steps(params):
+        opt_state, record = optimizer.init(params), defaultdict(list)
+        for number in range(STEPS):
+            params, opt_state, gradients, terms, predictions = step(params, opt_state, recorded_points(golden, number))
+            record["terms"].append(jax.device_get(terms))
+            record["gradients"].append(by_official_name(gradients))
+            record["predictions"].append(predictions)
+        return record | {"before": by_official_name(variables["params"]), "after": by_official_name(params)}
+
+    rng = np.random.default_rng(0)
+    disturb = lambda x: x * (1 + 1e-7 * rng.standard_normal(x.shape)).astype(np.float32)
+    return config, steps(variables["params"]), steps(jax.tree.map(disturb, variables["params"]))
 
 
 def test_groups_and_rates(golden, run):
     """Every trained parameter's rate and decay, and the schedule."""
-    config, record = run
+    config, record, _ = run
     by_path = flatten_dict(parameter_groups(unflatten(record["before"])), sep="/")
     groups = {name: by_path[path_of(name)] for name in record["before"]}
     assert set(groups) == set(golden["param_names"])
@@ -121,10 +127,10 @@ def unflatten(leaves):
 
 
 def test_matches_and_losses(golden, run):
-    config, record = run
+    config, record, _ = run
     for number in range(STEPS):
         terms = record["terms"][number]
-        np.testing.assert_array_equal(record["queries"][number], golden[f"step{number}/matched_query"])
+        np.testing.assert_array_equal(terms.queries, golden[f"step{number}/matched_query"])
         np.testing.assert_allclose(terms.total, golden[f"step{number}/total"], rtol=1e-4)
         for ours, theirs in (("class", "ce"), ("mask", "mask"), ("dice", "dice")):
             loss = config.loss[f"{ours}_weight"] * np.asarray(getattr(terms, f"{ours}_loss"))
@@ -132,6 +138,76 @@ def test_matches_and_losses(golden, run):
             np.testing.assert_allclose(loss.sum(), expected.sum(), rtol=1e-3, err_msg=f"{ours} of step {number}")
             if number == 0:
                 np.testing.assert_allclose(loss, expected, rtol=1e-5, err_msg=ours)
+
+
+# The later steps. Adam, whose epsilon is as large as clipped gradients, turns rounding into changes of parameters, and
+# positions at the threshold of attention turn these into differences of a thousandth and more in mask logits. Of each
+# pair's 768 points the 192 of the least |logit| are kept: where the last of these and the next are nearly equal, two
+# programs may keep different ones, and one point of 256 moves a prediction's mean over its pairs by up to 0.2%.
+# Recorded, of prediction 13 in the third step: target 0 of image 1, whose mask loss is 1.7e-3 off. Run in float64 our
+# program has the official losses of the first step to 6e-7 and of the second to 5e-6, and there these two points lie
+# 8e-5 apart; with the other point the recorded losses are met to 1e-5. So the official program fell on the other side.
+NEAR_TIE = 8e-3  # of |logits|; the standard deviation of mask logits is 3 to 8
+EXCHANGES = 2  # in one prediction at most
+
+
+def mask_terms(golden, step: int, number: int, record):
+    """Of one prediction: weighted mask and Dice loss (2,), and by how much exchanges at near-ties would move them."""
+    points = recorded_points(golden, step)
+    predictions = jax.tree.map(np.asarray, record["predictions"][step])
+    queries, labels = record["terms"][step].queries[number], golden["segmentations"]
+    classes = classes_present(labels, queries.shape[1])
+    total, exchanges = np.zeros(2), []
+    for b, t in zip(*np.nonzero(queries >= 0), strict=True):
+        mask = predictions.mask_features[b] @ predictions.mask_embeddings[number, b, queries[b, t]]  # (h, w)
+        truth = (labels[b] == classes[b, t]).astype(np.float32)
+        oversampled, uniform = points.oversampled[number, b, t], points.uniform[number, b, t]
+        magnitudes = np.abs(np.asarray(sample(mask[None], oversampled)[0]))
+        order, kept = np.argsort(magnitudes), len(oversampled) // 4
+
+        def loss(chosen, mask=mask, truth=truth, oversampled=oversampled, uniform=uniform):
+            at = np.concatenate([oversampled[chosen], uniform])
+            return np.array(binary_cross_entropy_and_dice(mask, truth, at))
+
+        own = loss(order[:kept])
+        total += own
+        # Of the last three points that are kept and the first three that are not.
+        for out, into in np.ndindex(3, 3):
+            out, into = kept - 1 - out, kept + into
+            if magnitudes[order[into]] - magnitudes[order[out]] < NEAR_TIE:
+                exchanges.append(loss(np.append(np.delete(order[:kept], out), order[into])) - own)
+    scale = 5 / max(1, (queries >= 0).sum())  # the weight of both losses
+    return scale * total, scale * np.array(exchanges).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(("step", "tolerance"), [(1, 2e-4), (2, 5e-4)])
+def test_later_steps_agree_but_for_ties_of_points(golden, run, step, tolerance):
+    """Each prediction's mask and Dice loss, both at once, on one side or the other of near-ties."""
+    _, record, _ = run
+    recomputed, num_deviating = [], 0
+    for number in range(14):
+        loss, exchanges = mask_terms(golden, step, number, record)
+        recomputed.append(loss)
+        expected = np.array([golden[f"step{step}/loss_{kind}"][number] for kind in ("mask", "dice")])
+        sides = [sum(c, start=loss) for k in range(EXCHANGES + 1) for c in combinations(exchanges, k)]
+        deviations = [np.abs(side / expected - 1).max() for side in sides]
+        assert min(deviations) < tolerance, f"prediction {number}: {min(deviations)}, without exchange {deviations[0]}"
+        num_deviating += deviations[0] > tolerance
+    assert num_deviating <= 5  # of 14; the others agree as they are
+    # What is compared here is what the program found.
+    terms = record["terms"][step]
+    np.testing.assert_allclose(np.transpose(recomputed), 5 * np.stack([terms.mask_loss, terms.dice_loss]), rtol=2e-4)
+
+
+def test_later_steps_amplify_rounding(run):
+    """Parameters changed by 1e-7 move single terms of the later steps as far as the two programs are apart."""
+    _, record, disturbed = run
+    moved = [
+        np.max([np.abs(getattr(a, f"{kind}_loss") / getattr(b, f"{kind}_loss") - 1) for kind in ("mask", "dice")])
+        for a, b in zip(record["terms"], disturbed["terms"], strict=True)
+    ]
+    assert moved[0] < 1e-5
+    assert 5e-4 < max(moved) < 1e-2, moved
 
 
 def test_gradients(golden, run):
@@ -154,7 +230,7 @@ def test_gradients(golden, run):
 
 def test_changes_of_parameters(golden, run):
     """Norms of the changes over the three steps within 2%, where the gradient is more than rounding noise."""
-    _, record = run
+    _, record, _ = run
     noise = SMALLEST_GRADIENT * float(golden["step0/grad_global_norm"])
     compared = 0
     for name, gradient, expected in zip(

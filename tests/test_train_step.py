@@ -122,7 +122,7 @@ def gradients_with_key(config, state, images, targets, key):
     @jax.value_and_grad
     def loss(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        predictions = model.apply(variables, normalise(images), train=True, all_predictions=True)
+        predictions = model.apply(variables, normalise(images), train=True, all_predictions="factored")
         return segmentation_loss(predictions, targets, points_key, config.loss).total
 
     value, gradients = loss(state.params)

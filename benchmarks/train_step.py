@@ -1,0 +1,200 @@
+"""A training step here beside that of Hugging Face transformers' Mask2Former, on a CPU.
+
+    pip install -e ".[benchmarks]"
+    python benchmarks/train_step.py --size 256 --batch 2 --targets 8
+
+A step is forward pass, matching, loss, backward pass, clipping and AdamW, in float32, with weights drawn at random: no
+file is downloaded. Each subject has a process of its own, which gives its peak memory; the processes take turns, step
+by step, and only one of them computes at a time. Programs are compiled anew. Peak memory is that of the steps (Linux
+only), and beside it that of the whole process, compilation included. Prints a table and writes JSON with --output.
+"""
+
+import ctypes
+import gc
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+THEIRS = "transformers, Mask2Former Swin-T"
+SUBJECTS = {
+    "Mask2Former Swin-T": "configs/ade20k.py:mask2former_swin_t",
+    "FASeg R50": "configs/ade20k.py:r50",
+    "FASeg Swin-T": "configs/ade20k.py:swin_t",
+    THEIRS: None,
+}
+NUM_CLASSES = 150
+
+SIZE = flags.DEFINE_integer("size", 256, "Side of the square images, a multiple of 64.")
+BATCH = flags.DEFINE_integer("batch", 2, "Images at once.")
+TARGETS = flags.DEFINE_integer("targets", 8, "Segments of each image.")
+REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps of each subject, after one that is not timed.")
+ONLY = flags.DEFINE_multi_enum("only", list(SUBJECTS), list(SUBJECTS), "Subjects; may be repeated.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+
+
+def example_batch(size: int, batch: int, num_targets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (B, H, W, 3) uint8, labels (B, H, W) uint8 of blocks of 32 x 32, and classes (B, targets) int32."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+    classes = np.stack([np.sort(rng.choice(NUM_CLASSES, num_targets, replace=False)) for _ in range(batch)])
+    blocks = (size // 32) ** 2
+    if num_targets > blocks:
+        raise ValueError(f"--targets is {num_targets}, but an image of side {size} has only {blocks} blocks")
+    labels = [
+        np.kron(rng.permutation(np.resize(own, blocks)).reshape(size // 32, -1), np.ones((32, 32))) for own in classes
+    ]
+    return images, np.stack(labels).astype(np.uint8), classes.astype(np.int32)
+
+
+def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
+    """A function that does one step and returns its loss, and seconds of lowering and compilation."""
+    import jax
+
+    from fasseg_jax.config import load_config
+    from fasseg_jax.matching import Targets
+    from fasseg_jax.model import build_model, initial_variables
+    from fasseg_jax.optimizer import make_optimizer
+    from fasseg_jax.parallel import make_mesh, put_batch
+    from fasseg_jax.train_step import TrainState, make_train_step
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    config = load_config(config_path)
+    model, mesh = build_model(config.model), make_mesh()
+    variables = jax.jit(lambda: initial_variables(model, 0))()
+    optimizer = make_optimizer(config, variables["params"])
+    state = TrainState.create(variables, optimizer, ema=False)
+    padding = np.full((len(images), config.data.max_targets - classes.shape[1]), -1, np.int32)
+    batch = put_batch((images, Targets(labels, np.concatenate([classes, padding], axis=1))), mesh)
+
+    times = [time.perf_counter()]
+    lowered = make_train_step(config, model, optimizer, mesh, state).lower(state, *batch)
+    times.append(time.perf_counter())
+    compiled = lowered.compile()
+    times.append(time.perf_counter())
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, *batch)
+        return float(jax.block_until_ready((state, metrics))[1].loss)
+
+    lower, compilation = np.diff(times).tolist()
+    return step, {"lower_s": lower, "compile_s": compilation}
+
+
+def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
+    """The same of transformers, run eagerly."""
+    import torch
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+    from fasseg_jax.preprocessing import normalise
+
+    backbone = SwinConfig(
+        image_size=224,
+        patch_size=4,
+        embed_dim=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=7,
+        drop_path_rate=0.3,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(backbone_config=backbone, num_labels=NUM_CLASSES, num_queries=100)
+    model = Mask2FormerForUniversalSegmentation(config).train()
+    pixels = torch.from_numpy(np.asarray(normalise(images)).transpose(0, 3, 1, 2).copy())
+    class_labels = [torch.from_numpy(own.astype(np.int64)) for own in classes]
+    mask_labels = [
+        torch.from_numpy((label == own[:, None, None]).astype(np.float32))
+        for label, own in zip(labels, classes, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(pixel_values=pixels, mask_labels=mask_labels, class_labels=class_labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        return loss.item()
+
+    return step, {}
+
+
+def peak_mb() -> float:
+    """Peak memory of this process, since the last `restart_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def restart_peak() -> None:
+    """Lets the kernel measure the peak anew, without what compilation has freed."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def serve(connection, config_path: str | None, batch: tuple[np.ndarray, ...]) -> None:
+    """Process of one subject: a step, its seconds and its loss for every "step" that it is sent."""
+    step, facts = their_step(*batch) if config_path is None else our_step(config_path, *batch)
+    before = peak_mb()
+    restart_peak()
+    connection.send(facts)
+    while connection.recv() == "step":
+        begin = time.perf_counter()
+        loss = step()
+        connection.send((time.perf_counter() - begin, loss))
+    connection.send({"peak_mb": peak_mb(), "peak_with_compilation_mb": max(before, peak_mb())})
+
+
+def main(_):
+    """Measures and reports."""
+    batch = example_batch(SIZE.value, BATCH.value, TARGETS.value)
+    context = multiprocessing.get_context("spawn")
+    results, connections = {}, {}
+    for name in ONLY.value:
+        connections[name], other = context.Pipe()
+        context.Process(target=serve, args=(other, SUBJECTS[name], batch), daemon=True).start()
+        other.close()  # so that the end of the process is seen here
+        results[name] = {**connections[name].recv(), "seconds": [], "losses": []}
+    for _ in range(REPEATS.value + 1):
+        for name, connection in connections.items():
+            connection.send("step")
+            seconds, loss = connection.recv()
+            if not np.isfinite(loss):
+                raise RuntimeError(f"the loss of {name} is {loss}")
+            results[name]["seconds"].append(seconds)
+            results[name]["losses"].append(loss)
+    for name, connection in connections.items():
+        connection.send("end")
+        own = results[name]
+        times = own["seconds"][1:]
+        own |= {"median_s": float(np.median(times)), "min_s": min(times), "max_s": max(times)}
+        own |= connection.recv()
+
+    theirs = results.get(THEIRS)
+    ratio = lambda own, field: f" ({own[field] / theirs[field]:.2f})" if theirs else ""
+    title = f"Training step, {BATCH.value} x {SIZE.value} x {SIZE.value}, {TARGETS.value} targets an image"
+    table = Table("", "median s (ratio)", "range s", "peak MB (ratio)", "compiling", "lower + compile s", title=title)
+    for name, own in results.items():
+        table.add_row(
+            name,
+            f"{own['median_s']:.2f}" + ratio(own, "median_s"),
+            f"{own['min_s']:.2f} to {own['max_s']:.2f}",
+            f"{own['peak_mb']:.0f}" + ratio(own, "peak_mb"),
+            f"{own['peak_with_compilation_mb']:.0f}",
+            f"{own['lower_s']:.1f} + {own['compile_s']:.1f}" if "compile_s" in own else "",
+        )
+    Console().print(table)
+    if OUTPUT.value:
+        with open(OUTPUT.value, "w") as file:
+            json.dump({"size": SIZE.value, "batch": BATCH.value, "targets": TARGETS.value, **results}, file, indent=2)
+
+
+if __name__ == "__main__":
+    app.run(main)
