@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021, equation 3), in pure JAX.
 
 No compiled operator: bilinear sampling is written as gathers of rows, which XLA fuses with their weighting so that the
-samples are never stored.
+samples are never stored. A TPU, slow at gathers, samples by dense products instead (`deformable_attention_dense`).
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 
 from fasseg_jax.layers import Dtype
 
-__all__ = ["DeformableAttention", "deformable_sample", "reference_points"]
+__all__ = ["DeformableAttention", "Shapes", "deformable_sample", "reference_points"]
 
 Shapes = tuple[tuple[int, int], ...]  # (h, w) of each level
 
@@ -29,8 +29,10 @@ def reference_points(shapes: Shapes) -> np.ndarray:
     return np.concatenate(points).astype(np.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def deformable_sample(values: jax.Array, locations: jax.Array, weights: jax.Array, shapes: Shapes) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def deformable_sample(
+    values: jax.Array, locations: jax.Array, weights: jax.Array, shapes: Shapes, method: str = "auto"
+) -> jax.Array:
     """Weighted sum of bilinear samples from several levels.
 
     The derivative is written by hand: it takes half the time of the automatic one, and keeps no samples in memory.
@@ -40,10 +42,43 @@ def deformable_sample(values: jax.Array, locations: jax.Array, weights: jax.Arra
       locations: (B, Q, M, levels, P, 2), xy in [0, 1] with pixel centres at half-integers; zero outside.
       weights: (B, Q, M, levels, P).
       shapes: (h, w) of each level, a tuple of tuples.
+      method: "gather", "dense" (products; emulated, slowly, where there is no TPU), or "auto": dense if JAX has one
+        device, a TPU. To compile for a TPU elsewhere, name "dense".
 
     Returns:
       (B, Q, M, D) in the dtype of `values`; coordinates, weights and the sum are float32.
     """
+    with jax.named_scope("deformable_sample"):
+        sample = _dense().dense_sample if _is_dense(method) else _gather_sample
+        return sample(values, locations, weights, shapes=shapes)
+
+
+def _sample_forward(values, locations, weights, shapes, method):
+    return deformable_sample(values, locations, weights, shapes, method), (values, locations, weights)
+
+
+def _sample_backward(shapes, method, inputs, gradient):
+    with jax.named_scope("deformable_sample_gradients"):
+        gradients = _dense().dense_sample_gradients if _is_dense(method) else _gather_sample_gradients
+        return gradients(*inputs, gradient, shapes=shapes)
+
+
+deformable_sample.defvjp(_sample_forward, _sample_backward)
+
+
+def _is_dense(method: str) -> bool:
+    # XLA cannot divide the kernel of the dense formulation among devices.
+    return method == "dense" or (method == "auto" and jax.default_backend() == "tpu" and jax.device_count() == 1)
+
+
+def _dense():
+    """The dense formulation; other platforms need not load Pallas, which takes a third of a second."""
+    from fasseg_jax import deformable_attention_dense
+
+    return deformable_attention_dense
+
+
+def _gather_sample(values, locations, weights, shapes):
     rows, first_row = _rows(values)
 
     def add_sample(total, sample):
@@ -61,42 +96,61 @@ def deformable_sample(values: jax.Array, locations: jax.Array, weights: jax.Arra
     return total.astype(values.dtype)
 
 
-def _sample_forward(values, locations, weights, shapes):
-    return deformable_sample(values, locations, weights, shapes), (values, locations, weights)
+def _gather_sample_gradients(values, locations, weights, gradient, shapes):
+    """Gradients of values, locations and weights, given that of the output (B, Q, M, D).
+
+    A sample reads and adds to one long row of all its four pixels: XLA's scatters on a CPU cost by the row. Sums over
+    channels are products with a constant, since XLA does not vectorise a sum along rows.
+    """
+    (b, _, m, d), gradient = values.shape, gradient.astype(jnp.float32)
+    gradients = jnp.tile(gradient, 4)  # (B, Q, M, 4 * D)
+    sum_channels = np.kron(np.eye(4), np.ones((d, 1))).astype(np.float32)  # (4 * D, 4)
+    first_row = np.arange(b)[:, None, None], np.arange(m)
+
+    def level_gradients(values, locations, weights, h, w):
+        rows, add_up = jax.vjp(functools.partial(_corner_rows, h=h, w=w), values.astype(jnp.float32))
+
+        def add_sample(rows_gradient, sample):
+            (x, y), weight = sample
+            x, y = x * w - 0.5, y * h - 0.5
+            x0, y0 = jnp.floor(x), jnp.floor(y)
+            inside = (x0 >= -1) & (x0 < w) & (y0 >= -1) & (y0 < h)  # (B, Q, M), at least one pixel
+            column, line = (jnp.where(inside, start, -1).astype(jnp.int32) + 1 for start in (x0, y0))
+            image, head = first_row
+            row = ((image * (h + 1) + line) * (w + 1) + column) * m + head
+            products = (rows.at[row].get(mode="promise_in_bounds") * gradients).reshape(-1, 4 * d)
+            products = jnp.matmul(products, sum_channels, precision="highest").reshape(*row.shape, 4)
+            nw, ne, sw, se = jnp.moveaxis(jnp.where(inside[..., None], products, 0), -1, 0)  # (B, Q, M) each
+            right, down = x - x0, y - y0
+            north, south = nw + right * (ne - nw), sw + right * (se - sw)
+            x_gradient = weight * w * ((1 - down) * (ne - nw) + down * (se - sw))
+            y_gradient = weight * h * (south - north)
+            near = jnp.stack([(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down], axis=-1)
+            near = jnp.where(inside[..., None], near * weight[..., None], 0)  # (B, Q, M, 4)
+            update = (near[..., None] * gradient[..., None, :]).reshape(*row.shape, 4 * d)
+            rows_gradient = rows_gradient.at[row].add(update, mode="promise_in_bounds")
+            return rows_gradient, (jnp.stack([x_gradient, y_gradient], axis=-1), north + down * (south - north))
+
+        samples = locations.transpose(3, 4, 0, 1, 2), weights.transpose(3, 0, 1, 2)  # (P, xy, B, Q, M), (P, B, Q, M)
+        rows_gradient, by_sample = jax.lax.scan(add_sample, jnp.zeros_like(rows), samples)
+        return add_up(rows_gradient)[0], *(jnp.moveaxis(x, 0, 3) for x in by_sample)  # (B, Q, M, P, ...)
+
+    results, start = [], 0
+    for level, (h, w) in enumerate(shapes):
+        part = values[:, start : start + h * w]
+        results.append(level_gradients(part, locations[:, :, :, level], weights[:, :, :, level], h, w))
+        start += h * w
+    by_value, by_location, by_weight = zip(*results, strict=True)
+    by_value = jnp.concatenate(by_value, axis=1).astype(values.dtype)
+    return by_value, jnp.stack(by_location, axis=3), jnp.stack(by_weight, axis=3)
 
 
-def _sample_backward(shapes, inputs, gradient):
-    """Gradients of values, locations and weights, from that of the output (B, Q, M, D)."""
-    values, locations, weights = inputs
-    rows, first_row = _rows(values)
-    gradient = gradient.astype(jnp.float32)
-
-    def add_sample(rows_gradient, sample):
-        (h, w), start, xy, weight = sample
-        x_gradient = y_gradient = weight_gradient = 0.0
-        for corner in _corners(xy, (h, w)):
-            row = first_row + (start + corner.token) * values.shape[2]  # (B, Q, M)
-            product = (rows.at[row].get(mode="promise_in_bounds") * gradient).sum(axis=-1)  # (B, Q, M)
-            product = jnp.where(corner.inside, product, 0)
-            weight_gradient += corner.near_x * corner.near_y * product
-            x_gradient += corner.slope_x * corner.near_y * weight * product * w
-            y_gradient += corner.slope_y * corner.near_x * weight * product * h
-            near = jnp.where(corner.inside, corner.near_x * corner.near_y * weight, 0)
-            rows_gradient = rows_gradient.at[row].add(near[..., None] * gradient, mode="promise_in_bounds")
-        return rows_gradient, (jnp.stack([x_gradient, y_gradient]), weight_gradient)
-
-    start = jnp.zeros(rows.shape, jnp.float32)
-    rows_gradient, by_sample = jax.lax.scan(add_sample, start, _samples(locations, weights, shapes))
-    by_level = (x.reshape(len(shapes), -1, *x.shape[1:]) for x in by_sample)  # (levels, P, ...)
-    locations_gradient, weights_gradient = by_level
-    return (
-        rows_gradient.reshape(values.shape).astype(values.dtype),
-        locations_gradient.transpose(3, 4, 5, 0, 1, 2),  # (levels, P, xy, B, Q, M) -> (B, Q, M, levels, P, xy)
-        weights_gradient.transpose(2, 3, 4, 0, 1),  # (levels, P, B, Q, M) -> (B, Q, M, levels, P)
-    )
-
-
-deformable_sample.defvjp(_sample_forward, _sample_backward)
+def _corner_rows(values: jax.Array, h: int, w: int) -> jax.Array:
+    """The four pixels around each place between them, north-west first, zero outside: (B (h + 1) (w + 1) M, 4 D)."""
+    b, _, m, d = values.shape
+    padded = jnp.pad(values.reshape(b, h, w, m, d), ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+    corners = [padded[:, i : i + h + 1, j : j + w + 1] for i in (0, 1) for j in (0, 1)]
+    return jnp.concatenate(corners, axis=-1).reshape(-1, 4 * d)
 
 
 def _rows(values: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -116,25 +170,23 @@ def _samples(locations: jax.Array, weights: jax.Array, shapes: Shapes) -> tuple:
 
 
 class _Corner(NamedTuple):
-    """One of the four pixels around each sample, all (B, Q, M): its token, how near it is, and the slopes of that."""
+    """One of the four pixels around each sample, all (B, Q, M): its token, and how near it is."""
 
     inside: jax.Array
     token: jax.Array
     near_x: jax.Array
     near_y: jax.Array
-    slope_x: float
-    slope_y: float
 
 
 def _corners(xy: jax.Array, size: tuple[jax.Array, jax.Array]) -> Iterator[_Corner]:
     (x, y), (h, w) = xy, size
     x, y = x * w - 0.5, y * h - 0.5
     x0, y0 = jnp.floor(x), jnp.floor(y)
-    for column, near_x, slope_x in ((x0, x0 + 1 - x, -1.0), (x0 + 1, x - x0, 1.0)):
-        for row, near_y, slope_y in ((y0, y0 + 1 - y, -1.0), (y0 + 1, y - y0, 1.0)):
+    for column, near_x in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
+        for row, near_y in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
             inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
             token = jnp.where(inside, row * w + column, 0).astype(jnp.int32)
-            yield _Corner(inside, token, near_x, near_y, slope_x, slope_y)
+            yield _Corner(inside, token, near_x, near_y)
 
 
 def compass_bias(num_heads: int, levels: int, points: int):
@@ -160,6 +212,7 @@ class DeformableAttention(nn.Module):
 
     num_heads: int
     num_points: int
+    method: str = "auto"  # of `deformable_sample`
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -185,5 +238,5 @@ class DeformableAttention(nn.Module):
         size = np.array([(w, h) for h, w in shapes], np.float32)  # (levels, 2), as offsets are in pixels of a level
         locations = reference_points(shapes)[:, None, None, None] + offsets / size[:, None]
         values = linear("value_proj")(values).reshape(b, n, heads, c // heads)
-        sampled = deformable_sample(values, locations, weights, shapes)
+        sampled = deformable_sample(values, locations, weights, shapes, self.method)
         return linear("output_proj")(sampled.reshape(b, n, c))

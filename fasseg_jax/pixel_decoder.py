@@ -47,12 +47,15 @@ class EncoderLayer(nn.Module):
     num_heads: int
     num_points: int
     ffn_dim: int
+    deformable_attention: str
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, positions: jax.Array, shapes: Shapes) -> jax.Array:
         c, xavier = x.shape[-1], nn.initializers.xavier_uniform()
-        attention = DeformableAttention(self.num_heads, self.num_points, self.dtype, name="attention")
+        attention = DeformableAttention(
+            self.num_heads, self.num_points, self.deformable_attention, self.dtype, name="attention"
+        )
         x = layer_norm(self.dtype, "norm1")(x + attention(x + positions, x, shapes))
         y = nn.relu(torch_linear(c, self.ffn_dim, self.dtype, xavier, "linear1")(x))
         y = torch_linear(self.ffn_dim, c, self.dtype, xavier, "linear2")(y)
@@ -62,6 +65,7 @@ class EncoderLayer(nn.Module):
 class PixelDecoder(nn.Module):
     """[res2, res3, res4, res5] of a backbone -> `PixelFeatures`.
 
+    `deformable_attention` is how it samples: "auto", "gather" or "dense" (see `deformable_sample`).
     `key_positions` is "conditional" (a depthwise 3x3 convolution of the projected features) or "sine". The positions at
     stride 4, which only HRCA needs, are made if `high_resolution_positions`.
     """
@@ -73,6 +77,7 @@ class PixelDecoder(nn.Module):
     ffn_dim: int
     key_positions: str
     high_resolution_positions: bool
+    deformable_attention: str
     remat: bool = False
     dtype: Dtype = jnp.float32
 
@@ -132,7 +137,14 @@ class PixelDecoder(nn.Module):
         )  # (B, N, C)
         layer_type = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
         for i in range(self.num_layers):
-            layer = layer_type(self.num_heads, self.num_points, self.ffn_dim, self.dtype, name=f"encoder_{i}")
+            layer = layer_type(
+                self.num_heads,
+                self.num_points,
+                self.ffn_dim,
+                self.deformable_attention,
+                self.dtype,
+                name=f"encoder_{i}",
+            )
             tokens = layer(tokens, positions, shapes)
         ends = np.cumsum([h * w for h, w in shapes])[:-1].tolist()
         parts = jnp.split(tokens, ends, axis=1)

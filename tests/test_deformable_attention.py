@@ -1,10 +1,14 @@
-"""Deformable attention against a plain loop in float64, values and gradients."""
+"""Deformable attention against a plain loop in float64, values and gradients; gathers and dense products alike."""
+
+import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fasseg_jax import build_model
 from fasseg_jax.deformable_attention import DeformableAttention, deformable_sample, reference_points
 
 SHAPES = ((2, 3), (4, 5), (6, 7))
@@ -29,29 +33,39 @@ def naive_sample(values, locations, weights, shapes):
     return out
 
 
+def draw(shapes, queries, channels):
+    """float64 arguments, exact in float32; samples inside, at the border and outside, anywhere for each query."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((2, sum(h * w for h, w in shapes), 2, channels))
+    locations = rng.uniform(-0.3, 1.3, (2, queries, 2, len(shapes), 3, 2))
+    weights = rng.uniform(size=(2, queries, 2, len(shapes), 3))
+    return [x.astype(np.float32).astype(np.float64) for x in (values, locations, weights)]
+
+
 @pytest.fixture
 def inputs():
-    rng = np.random.default_rng(0)
-    tokens = sum(h * w for h, w in SHAPES)
-    values = rng.standard_normal((2, tokens, 2, 4))
-    locations = rng.uniform(-0.3, 1.3, (2, 5, 2, len(SHAPES), 3, 2))  # inside, at the border and outside
-    weights = rng.uniform(size=(2, 5, 2, len(SHAPES), 3))
-    return values, locations, weights
+    return draw(SHAPES, 5, 4)
 
 
-def test_values(inputs):
-    ours = jax.jit(deformable_sample, static_argnums=3)(*(x.astype(np.float32) for x in inputs), SHAPES)
+def float32(arrays):
+    return [jnp.asarray(x, jnp.float32) for x in arrays]
+
+
+@pytest.mark.parametrize("method", ["auto", "gather", "dense"])
+def test_values(inputs, method):
+    ours = jax.jit(deformable_sample, static_argnums=(3, 4))(*float32(inputs), SHAPES, method)
     np.testing.assert_allclose(ours, naive_sample(*inputs, SHAPES), atol=2e-6)
 
 
-def test_gradients(inputs):
+@pytest.mark.parametrize("method", ["gather", "dense"])
+def test_gradients(inputs, method):
     """Of a random projection of the output, against central differences of the naive float64 loop."""
     projection = np.random.default_rng(1).standard_normal((2, 5, 2, 4))
 
     def ours(*arguments):
-        return jnp.sum(deformable_sample(*arguments, SHAPES) * projection.astype(np.float32))
+        return jnp.sum(deformable_sample(*arguments, SHAPES, method) * projection.astype(np.float32))
 
-    gradients = jax.grad(ours, argnums=(0, 1, 2))(*(jnp.asarray(x, jnp.float32) for x in inputs))
+    gradients = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(*float32(inputs))
     step = 1e-6
     rng = np.random.default_rng(2)
     for argument, gradient in enumerate(gradients):
@@ -63,6 +77,94 @@ def test_gradients(inputs):
                 difference.append((naive_sample(*moved, SHAPES) * projection).sum())
             expected = (difference[0] - difference[1]) / (2 * step)
             np.testing.assert_allclose(np.asarray(gradient).flat[flat], expected, rtol=1e-4, atol=1e-4)
+
+
+# A level of several chunks, one of chunks of a single row, widths that are no multiples of a register.
+LARGE_SHAPES = ((3, 5), (23, 36), (3, 260))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_tiles_and_chunks(dtype):
+    """Queries of three tiles. float32 places a sample to 2^-17 of a pixel near column 260, where values differ by 5.
+
+    bfloat16 holds values, weights of pixels and the result to 8 bits, the sum in float32.
+    """
+    values, locations, weights = draw(LARGE_SHAPES, 300, 8)
+    values = np.asarray(jnp.asarray(values, dtype), np.float64)
+    expected = naive_sample(values, locations, weights, LARGE_SHAPES)
+    sample = jax.jit(deformable_sample, static_argnums=(3, 4))
+    ours = sample(jnp.asarray(values, dtype), *float32((locations, weights)), LARGE_SHAPES, "dense")
+    assert ours.dtype == dtype
+    error = np.abs(np.asarray(ours, np.float64) - expected)
+    assert error.max() < (5 * 2**-17 if dtype == "float32" else 2**-7 * np.abs(expected).max())
+
+
+def test_gradients_of_both_methods_agree():
+    """Over many tiles and chunks."""
+    arrays = float32(draw(LARGE_SHAPES, 300, 8))
+    gradient = jnp.asarray(np.random.default_rng(1).standard_normal((2, 300, 2, 8)), jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(method):
+        return jax.vjp(lambda *x: deformable_sample(*x, LARGE_SHAPES, method), *arrays)[1](gradient)
+
+    for ours, theirs in zip(gradients("dense"), gradients("gather"), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_slope_on_a_pixel_centre_is_that_to_the_right():
+    """Exactly representable positions: both methods take the same side."""
+    values = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 1, 4)), jnp.float32)
+    grid = (np.arange(8) + 0.5) / 8
+    locations = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(1, 64, 1, 1, 1, 2)
+    locations = jnp.asarray(locations, jnp.float32)
+    weights = jnp.ones((1, 64, 1, 1, 1))
+    slopes = {}
+    for method in ("gather", "dense"):
+        total = lambda x, method=method: deformable_sample(values, x, weights, ((8, 8),), method).sum()
+        slopes[method] = jax.jit(jax.grad(total))(locations)[0, :, 0, 0, 0].reshape(8, 8, 2)
+    sums = np.asarray(values.sum(axis=-1)).reshape(8, 8)
+    np.testing.assert_allclose(slopes["dense"], slopes["gather"], atol=1e-4)
+    np.testing.assert_allclose(slopes["dense"][:, :-1, 0], 8 * np.diff(sums, axis=1), atol=1e-4)
+    np.testing.assert_allclose(slopes["dense"][:-1, :, 1], 8 * np.diff(sums, axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "platform", "devices", "kernels"),
+    [
+        ("auto", "tpu", 1, 2),
+        ("auto", "tpu", 4, 0),
+        ("auto", "gpu", 1, 0),
+        ("gather", "tpu", 1, 0),
+        ("dense", "cpu", 1, 2),
+    ],
+)
+def test_tpu_programs_hold_the_kernels(inputs, monkeypatch, method, platform, devices, kernels):
+    """Forward and backward lowered for a TPU, where JAX has so many devices of `platform`."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+
+    def total(*arguments):
+        return jnp.square(deformable_sample(*arguments, SHAPES, method)).sum()
+
+    program = jax.export.export(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))), platforms=["tpu"])
+    text = program(*float32(inputs)).mlir_module()
+    assert text.count("tpu_custom_call") == kernels
+
+
+def test_network_is_the_same_by_both_methods(tiny_config):
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 96, 3)), jnp.float32)
+    predictions = {}
+    for method in ("gather", "dense"):
+        tiny_config.model.deformable_attention = method
+        model = build_model(tiny_config.model)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        predictions[method] = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(predictions["dense"].class_logits, predictions["gather"].class_logits, atol=1e-4)
+    np.testing.assert_allclose(predictions["dense"].mask_logits, predictions["gather"].mask_logits, atol=1e-4)
+    tiny_config.model.deformable_attention = "sparse"
+    with pytest.raises(ValueError, match="deformable_attention is 'sparse'; choose one of auto, gather, dense"):
+        build_model(tiny_config.model)
 
 
 def test_reference_points_are_pixel_centres():
