@@ -16,7 +16,15 @@ __all__ = ["base_config", "load_config", "resnet", "swin", "use_mask2former"]
 def resnet(depth: int, norm: str = "frozen_batch_norm") -> ConfigDict:
     """ResNet backbone; `depth` 50 or 101, `norm` "frozen_batch_norm" or "batch_norm" (over the global batch)."""
     blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-    return ConfigDict({"kind": "resnet", "blocks": blocks[depth], "width": 64, "norm": norm})
+    return ConfigDict(
+        {
+            "kind": "resnet",  # of the backbone; the other is "swin"
+            "blocks": blocks[depth],  # bottleneck blocks of each of the four stages
+            "width": 64,  # channels of the stem and of the first stage's 3x3 convolutions
+            # "frozen_batch_norm" (constant, the ImageNet statistics) or "batch_norm" (trained, over the global batch).
+            "norm": norm,
+        }
+    )
 
 
 def swin(size: str) -> ConfigDict:
@@ -29,12 +37,12 @@ def swin(size: str) -> ConfigDict:
     }[size]
     return ConfigDict(
         {
-            "kind": "swin",
-            "embed_dim": embed_dim,
-            "blocks": blocks,
-            "heads": heads,
-            "window": window,
-            "mlp_ratio": 4,
+            "kind": "swin",  # of the backbone; the other is "resnet"
+            "embed_dim": embed_dim,  # channels of the first stage; each next one has twice as many
+            "blocks": blocks,  # of each of the four stages
+            "heads": heads,  # of the attention, in each stage
+            "window": window,  # tokens along a side of the square in which a token attends
+            "mlp_ratio": 4,  # hidden channels of a block's MLP, as a multiple of its channels
             "drop_path": 0.3,  # of the last block; rises linearly from 0 at the first
         }
     )
@@ -58,8 +66,12 @@ def base_config() -> ConfigDict:
             "max_targets": 40,  # T, classes in one training crop at most; more is an error (`--check` counts them)
             "num_threads": 8,  # that read and augment, a batch each; no more than CPU cores are of use
             "prefetch": 8,  # batches read ahead on the host
-            # Only of "shapes": height and width in pixels, and how many different samples each split has.
-            "shapes": {"size": (128, 128), "training": 4096, "validation": 128},
+            # Only of the source "shapes":
+            "shapes": {
+                "size": (128, 128),  # height and width in pixels
+                "training": 4096,  # different samples of the training split
+                "validation": 128,  # different samples of the validation split
+            },
         }
     )
 
@@ -68,20 +80,24 @@ def base_config() -> ConfigDict:
             "num_classes": 150,  # K; the class logits have one more, "no object", last
             "dtype": "float32",  # of the compute, float32 or bfloat16; parameters stay float32
             "remat": False,  # in training recompute each block's activations: far less memory, about a third more time
-            "hidden_dim": 256,  # C
+            "hidden_dim": 256,  # C, channels of pixel decoder and decoder
             "num_heads": 8,  # M, of both kinds of attention
-            "backbone": resnet(50),
+            "backbone": resnet(50),  # of `resnet` or `swin`
+            # How deformable attention samples: "gather", "dense" (products, on one TPU), or "auto" for the faster.
+            "deformable_attention": "auto",
             # A positional encoding of the keys: "conditional" (depthwise 3x3 convolution of the features) or "sine".
             "key_positions": "conditional",
+            # Of the deformable attention encoder over strides 32, 16, 8:
             "pixel_decoder": {
-                "num_layers": 6,
+                "num_layers": 6,  # encoder layers
                 "num_points": 4,  # sampling points per head and level
-                "ffn_dim": 1024,
+                "ffn_dim": 1024,  # hidden channels of a layer's feed-forward network
             },
+            # Of the transformer decoder over the queries:
             "decoder": {
-                "num_queries": 100,  # Q
-                "num_layers": 13,  # L
-                "ffn_dim": 2048,
+                "num_queries": 100,  # Q, masks predicted for each image
+                "num_layers": 13,  # L; each of them, and the initial queries, predict and are trained
+                "ffn_dim": 2048,  # hidden channels of a layer's feed-forward network
                 "mask_threshold": 0.15,  # attention is allowed where the predicted mask's probability reaches this
                 "positional_queries": "dfpq",  # "dfpq" (from the preceding cross attention) or "learned"
                 # What the first DFPQ pools, there being no attention yet. "background" (outside the predicted masks)
@@ -96,31 +112,31 @@ def base_config() -> ConfigDict:
 
     config.loss = ConfigDict(
         {
-            "class_weight": 2.0,
-            "mask_weight": 5.0,
-            "dice_weight": 5.0,
-            "no_object_weight": 0.1,
+            "class_weight": 2.0,  # of the class term, in the loss and in the cost by which queries are matched
+            "mask_weight": 5.0,  # of the masks' binary cross-entropy, in both
+            "dice_weight": 5.0,  # of the masks' Dice loss, in both
+            "no_object_weight": 0.1,  # of queries without a target within the class cross-entropy; others have 1
             "num_points": 12544,  # P, points at which masks are compared
-            "oversample_ratio": 3.0,
-            "importance_ratio": 0.75,
+            "oversample_ratio": 3.0,  # the loss draws so many times P points, of which it keeps the least certain
+            "importance_ratio": 0.75,  # share of P that is kept so; the rest is drawn uniformly
         }
     )
 
     config.optimizer = ConfigDict(
         {
-            "learning_rate": 1e-4,
-            "poly_power": 0.9,
-            "backbone_multiplier": 0.1,
-            "weight_decay": 0.05,
-            "betas": (0.9, 0.999),
-            "eps": 1e-8,
-            "clip_norm": 0.01,  # of the whole model's gradient
+            "learning_rate": 1e-4,  # at the first step; there is no warm-up
+            "poly_power": 0.9,  # the rate falls to 0 as (1 - step / steps) to this power
+            "backbone_multiplier": 0.1,  # of the backbone's rate
+            "weight_decay": 0.05,  # AdamW's; none on norms, embeddings and tables of relative positions
+            "betas": (0.9, 0.999),  # AdamW's decay of the first and second moments
+            "eps": 1e-8,  # AdamW's; it matters, as clipped gradients are about as small
+            "clip_norm": 0.01,  # of the whole model's gradient, before AdamW
         }
     )
 
     config.train = ConfigDict(
         {
-            "steps": 160_000,
+            "steps": 160_000,  # optimiser steps, of one batch each
             "batch_size": 16,  # of all devices and hosts together
             "accumulation": 1,  # parts that a batch is computed in, one after the other, to save memory
             "seed": 0,  # of initialisation, data order, augmentation and sampled points
@@ -129,10 +145,9 @@ def base_config() -> ConfigDict:
             "init": "",
             "ema_decay": 0.0,  # of an exponential moving average of the parameters, used for evaluation; 0: none
             "shard_parameters": False,  # divide parameters and optimiser state among the devices (large models)
-            # In steps:
-            "log_every": 20,
-            "checkpoint_every": 2_000,
-            "evaluate_every": 10_000,  # mIoU on the validation split, and a picture
+            "log_every": 20,  # steps between lines of the log
+            "checkpoint_every": 2_000,  # steps between checkpoints
+            "evaluate_every": 10_000,  # steps between evaluations: mIoU on the validation split, and a picture
             "evaluation_stride": 1,  # evaluate every so-manieth sample of the split
             "keep_checkpoints": 2,  # the latest ones; the best by mIoU is kept besides
         }
@@ -141,20 +156,29 @@ def base_config() -> ConfigDict:
     # Shorter side drawn from `short_sides`, longer side at most `max_long_side`, then a crop (height, width).
     config.augmentation = ConfigDict(
         {
-            "short_sides": tuple(int(512 * 0.1 * j) for j in range(5, 21)),
-            "max_long_side": 2048,
-            "crop": (512, 512),
-            "color_jitter": True,
-            "flip": True,
+            "short_sides": tuple(int(512 * 0.1 * j) for j in range(5, 21)),  # in pixels, one drawn for each sample
+            "max_long_side": 2048,  # in pixels; a longer side scales both down
+            "crop": (512, 512),  # height and width in pixels, multiples of 32; smaller samples are padded
+            "color_jitter": True,  # brightness, contrast, saturation and hue at random
+            "flip": True,  # left and right exchanged in half of the samples
         }
     )
 
-    # Pixels: the photo's shorter side becomes `short_side`, unless the longer would exceed `max_long_side`.
+    # How photos are predicted (see fasseg_jax/views.py); all lengths in pixels.
     config.inference = ConfigDict(
         {
+            "mode": "single",  # "single", "multi_scale" or "sliding"
+            # The photo's shorter side becomes `short_side`, unless the longer would exceed `max_long_side`.
             "short_side": 512,
-            "max_long_side": 2048,
+            "max_long_side": 2048,  # of the resized photo; both sides shrink until it is kept
+            # Averages predictions at several sizes, to which the photo of the test size above is resized.
             "multi_scale": {"short_sides": (256, 384, 512, 640, 768, 896), "max_long_side": 3584, "flip": True},
+            # Windows (height, width) over the photo, () for the size of a training crop; neighbours overlap by at least
+            # `overlap` of their length. The photo's shorter side becomes `short_side` first; 0 keeps the photo's size.
+            "sliding": {"window": (), "overlap": 1 / 3, "short_side": 0},
+            # The network's inputs are padded to multiples of this. 32 is exact; 64 or 128 make fewer shapes to compile,
+            # and scores that differ a little.
+            "round_to": 32,
         }
     )
     return config

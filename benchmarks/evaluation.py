@@ -1,0 +1,90 @@
+"""How much of the device's bare speed an evaluation keeps: reading, resizing and counting run beside the network.
+
+    python benchmarks/evaluation.py --config configs/ade20k.py:r50
+
+writes JPEG photos of 683x512 with PNG label maps, the size of most of ADE20K, to a temporary folder, and evaluates
+random weights on them. The bare work is the network and the labels alone, from inputs that are ready in memory.
+The two take turns, so that a change of the machine's speed meets both.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+from PIL import Image
+
+from fasseg_jax import inference
+from fasseg_jax.classes import load_classes
+from fasseg_jax.data import open_source
+from fasseg_jax.data.shapes import ShapesSource
+from fasseg_jax.evaluation import evaluate_images
+from fasseg_jax.inference import Segmenter
+from fasseg_jax.model import build_model, initial_variables
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "Model and inference.")
+PHOTOS = flags.DEFINE_integer("photos", 8, "Photos of a round.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of each kind.")
+
+
+def write_photos(root: Path) -> None:
+    """Write generated photos, as a folder data set whose ids fit ADE20K's."""
+    source = ShapesSource("validation", PHOTOS.value, (512, 683), load_classes("shapes"), ignore_label=255)
+    for folder in ("images/validation", "annotations/validation"):
+        (root / folder).mkdir(parents=True)
+    for index in range(PHOTOS.value):
+        sample = source[index]
+        Image.fromarray(sample.image).save(root / f"images/validation/{index}.jpg", quality=90)
+        Image.fromarray(sample.labels).save(root / f"annotations/validation/{index}.png")
+
+
+def compute_labels(segmenter: Segmenter, images: list[np.ndarray]) -> float:
+    """Images a second of the device's work alone; one image is computed while the one before is collected."""
+    inputs = [inference.PhotoViews(image, segmenter.config).input(0)[None] for image in images]
+    start = time.perf_counter()
+    before = None
+    for image, network_input in zip(images, inputs, strict=True):
+        outputs = inference._predict(segmenter._model, segmenter._mesh, segmenter._variables, network_input)
+        if before:
+            before.result()
+        before = inference._Photo(None, image, segmenter.config, len(segmenter.classes), scores=False)
+        before.add(*(output[0] for output in outputs))
+    before.result()
+    return len(images) / (time.perf_counter() - start)
+
+
+def main(_):
+    """Measures and reports."""
+    config = CONFIG.value
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder))
+        config.data.root = folder
+        source = open_source(config, "validation")
+        variables = jax.jit(lambda: initial_variables(build_model(config.model), seed=0))()
+        segmenter = Segmenter(config, variables, source.classes)
+        images = [source[index].image for index in range(len(source))]
+
+        def evaluate() -> float:
+            start = time.perf_counter()
+            results = evaluate_images(
+                segmenter, source, range(len(source)), config.data.ignore_label, num_threads=config.data.num_threads
+            )
+            return sum(1 for _ in results) / (time.perf_counter() - start)
+
+        kinds = {"bare": lambda: compute_labels(segmenter, images), "evaluation": evaluate}
+        segmenter(images[0])  # compiles
+        rates = {name: [] for name in kinds}
+        for _ in range(ROUNDS.value):
+            for name, measure in kinds.items():
+                rates[name].append(measure())
+    for name, values in rates.items():
+        print(f"{name:10} images/s {np.median(values):6.3f}  ({', '.join(f'{value:.3f}' for value in values)})")
+    shares = np.divide(rates["evaluation"], rates["bare"])
+    print(f"evaluation / bare {np.median(shares):.1%}  ({', '.join(f'{share:.1%}' for share in shares)})")
+
+
+if __name__ == "__main__":
+    app.run(main)
