@@ -12,17 +12,17 @@ Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupte
 """
 
 import contextlib
-import sys
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from fasseg_jax.command_line import complain, parse_flags
 from fasseg_jax.data import TrainingBatches, data_classes, open_source, read_ahead
 from fasseg_jax.data.check import check_data, print_reports
 from fasseg_jax.devices import enable_compilation_cache, join_hosts
-from fasseg_jax.interruption import Interruption
+from fasseg_jax.interruption import INTERRUPTED, Interruption
 from fasseg_jax.matching import Targets
 from fasseg_jax.metric_log import MetricLog, NotFiniteError, StepClock, check_finite
 from fasseg_jax.model import build_model, initial_variables
@@ -38,8 +38,6 @@ CONFIG = config_flags.DEFINE_config_file("config", "configs/shapes.py", "The rec
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
 CHECK = flags.DEFINE_bool("check", False, "Examine the data and report, instead of training.")
 PROFILE = flags.DEFINE_bool("profile", False, "Record five steps with jax.profiler, in WORKDIR/profile.")
-
-INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: schedulers may start the same command again
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
@@ -117,6 +115,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
         best = checkpoints.path_of(checkpoints.best_step)
         print(f"Done. The best checkpoint is {best}; to use it:")
         print(f"  python predict.py --checkpoint {best} --input PHOTOS --output RESULTS")
+        print(f"  python eval.py --checkpoint {best}")
         print(f"Pictures are in {workdir}/pictures, curves in {workdir}/tensorboard.")
     return INTERRUPTED if stop else 0
 
@@ -160,11 +159,5 @@ def main(argv: list[str]) -> int:
         return complain(error, status=2)
 
 
-def complain(error: object, status: int) -> int:
-    """Print one line on stderr and return `status`."""
-    print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
-
-
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from fasseg_jax.classes import ClassTable
+from fasseg_jax.config import base_config
 
 __all__ = ["Checkpoint", "checkpoint_metadata", "load_checkpoint", "load_metadata", "save_checkpoint"]
 
@@ -28,7 +29,8 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-      config: the whole configuration; its sequences are tuples.
+      config: the whole configuration; its sequences are tuples. Fields that the program did not have yet when the
+        checkpoint was written have the base configuration's values.
       variables: {"params": ...} and, with batch norm, "batch_stats"; NumPy arrays.
       classes: names and palette of the K classes.
       contents: "model", or "backbone" where `variables` holds the backbone's alone, from which a training can start.
@@ -131,7 +133,7 @@ def load_metadata(path: str | Path) -> Checkpoint:
         if metadata["format"] == FORMAT:
             classes = metadata["classes"]
             return Checkpoint(
-                config=ConfigDict(_tuples(metadata["config"])),
+                config=ConfigDict(_with_defaults(_tuples(metadata["config"]), base_config().to_dict())),
                 variables=None,
                 classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
                 contents=metadata["contents"],
@@ -167,3 +169,16 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`saved`, with the fields of `defaults` that are absent from it; a backbone of another kind has others."""
+    if saved.get("kind") != defaults.get("kind"):
+        return saved
+    filled = {
+        name: _with_defaults(saved[name], value)
+        if isinstance(value, dict) and name in saved
+        else saved.get(name, value)
+        for name, value in defaults.items()
+    }
+    return {**saved, **filled}

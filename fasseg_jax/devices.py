@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["choose_device", "enable_compilation_cache", "join_hosts"]
+__all__ = ["choose_device", "choose_devices", "enable_compilation_cache", "join_hosts"]
 
 
 def choose_device(platform: str | None) -> jax.Device:
@@ -18,15 +18,20 @@ def choose_device(platform: str | None) -> jax.Device:
     Raises:
       RuntimeError: there is no such device, or JAX is installed without support for it.
     """
+    device = choose_devices(platform)[0]
+    jax.config.update("jax_default_device", device)
+    return device
+
+
+def choose_devices(platform: str | None) -> list[jax.Device]:
+    """This host's devices of a platform; arguments and errors as those of `choose_device`."""
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")  # a GPU would otherwise be initialised and its memory reserved
     try:
-        device = jax.devices(platform)[0]
+        return jax.local_devices(backend=platform)
     except RuntimeError as error:
         available = ", ".join(sorted({device.platform for device in jax.devices()}))
         raise RuntimeError(f"no {platform} found by JAX (found: {available}); is JAX installed for it?") from error
-    jax.config.update("jax_default_device", device)
-    return device
 
 
 def enable_compilation_cache() -> Path:

@@ -1,12 +1,24 @@
 """Devices as a mesh, and how arrays lie on it: the batch is sharded, parameters are replicated or sharded."""
 
+import json
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["DATA", "abstract", "batch_sharding", "gather", "make_mesh", "put_batch", "replicated", "state_shardings"]
+__all__ = [
+    "DATA",
+    "abstract",
+    "batch_sharding",
+    "exchange",
+    "gather",
+    "make_mesh",
+    "put_batch",
+    "replicated",
+    "state_shardings",
+]
 
 DATA = "data"  # the one axis of the mesh
 SMALLEST_SHARDED = 2**14  # elements; to gather a smaller array would cost more than to keep it
@@ -64,3 +76,19 @@ def gather(tree: Any, mesh: Mesh) -> Any:
     """Whole arrays on this host's first device, however they were sharded; all hosts must call it."""
     whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
+
+
+def exchange(value: Any) -> list[Any]:
+    """What each host gives, in the order of the hosts; all hosts must call it, and so wait for each other.
+
+    Args:
+      value: anything that JSON holds; integers of any size and floats arrive exactly.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(text))))  # (hosts,)
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(text)] = text
+    texts = np.asarray(multihost_utils.process_allgather(padded))  # (hosts, longest)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]

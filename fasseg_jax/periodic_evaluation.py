@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fasseg_jax.data import Source
-from fasseg_jax.evaluation import evaluate, predict_samples
+from fasseg_jax.evaluation import evaluate
 from fasseg_jax.inference import Segmenter
 from fasseg_jax.metric_log import MetricLog
+from fasseg_jax.metrics import metrics_of
 from fasseg_jax.overlay import draw_comparison
 from fasseg_jax.parallel import gather
 from fasseg_jax.train_step import TrainState
@@ -33,18 +34,21 @@ class Evaluator:
 
     def __call__(self, state: TrainState, step: int) -> float | None:
         """The mean IoU; None if the split holds nothing but ignored pixels."""
-        segmenter = Segmenter(self._config, gather(state.variables(), self._mesh), self._source.classes)
-        stride = self._config.train.evaluation_stride
-        scores = evaluate(segmenter, self._source, self._config.data.ignore_label, stride)
-        self._log.numbers(step, {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy})
-        self._log.say(f"Step {step}: mIoU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}")
+        variables = gather(state.variables(), self._mesh)
+        segmenter = Segmenter(self._config, variables, self._source.classes, devices=jax.local_devices())
+        data, stride = self._config.data, self._config.train.evaluation_stride
+        metrics = metrics_of(evaluate(segmenter, self._source, data.ignore_label, stride, data.num_threads))
+        self._log.numbers(step, {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy})
+        self._log.say(f"Step {step}: mIoU {metrics.mean_iou:.4f}, pixel accuracy {metrics.pixel_accuracy:.4f}")
         if jax.process_index() == 0:
             self._draw(segmenter, step)
-        return None if np.isnan(scores.mean_iou) else scores.mean_iou
+        return None if np.isnan(metrics.mean_iou) else metrics.mean_iou
 
     def _draw(self, segmenter: Segmenter, step: int) -> None:
         indices = range(0, len(self._source), max(1, len(self._source) // PICTURED))[:PICTURED]
-        rows = [(s.image, s.labels, labels) for s, labels in predict_samples(segmenter, self._source, indices)]
+        samples = [self._source[index] for index in indices]
+        labels = dict(segmenter.segment_all((number, sample.image) for number, sample in enumerate(samples)))
+        rows = [(sample.image, sample.labels, labels[number]) for number, sample in enumerate(samples)]
         picture = draw_comparison(rows, self._source.classes)
         folder = self._workdir / "pictures"
         folder.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ beside what training needs to go on. The data need no state of their own: a batc
 """
 
 import contextlib
+import json
 from pathlib import Path
 
 import orbax.checkpoint as ocp
@@ -15,7 +16,7 @@ from fasseg_jax.checkpoint import checkpoint_metadata, load_metadata
 from fasseg_jax.classes import ClassTable
 from fasseg_jax.train_step import TrainState
 
-__all__ = ["CheckpointError", "RunCheckpoints"]
+__all__ = ["CheckpointError", "RunCheckpoints", "find_checkpoint"]
 
 
 class CheckpointError(RuntimeError):
@@ -66,13 +67,16 @@ class RunCheckpoints:
 
     def save(self, step: int, state: TrainState, mean_iou: float | None = None) -> None:
         """Begin to write the state after `step` steps; what it holds is copied before this returns."""
-        args = ocp.args.Composite(
-            variables=ocp.args.PyTreeSave(state.variables()),
-            metadata=ocp.args.JsonSave(self._metadata),
-            training=ocp.args.PyTreeSave(_training_part(state)),
-        )
+        metrics = None if mean_iou is None else {"mean_iou": mean_iou}
+        items = {
+            "variables": ocp.args.PyTreeSave(state.variables()),
+            "metadata": ocp.args.JsonSave(self._metadata),
+            "training": ocp.args.PyTreeSave(_training_part(state)),
+        }
+        if metrics:  # Orbax itself writes them for its deprecated options alone
+            items["metrics"] = ocp.args.JsonSave(metrics)
         with self._errors_named():
-            self._manager.save(step, metrics=None if mean_iou is None else {"mean_iou": mean_iou}, args=args)
+            self._manager.save(step, metrics=metrics, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Read the state after `step` steps.
@@ -121,6 +125,34 @@ class RunCheckpoints:
                 f"{self._manager.directory}: cannot write a checkpoint ({type(error).__name__}: {str(error)[:300]}); "
                 f"{kept}. Is the disk full? Make room and run the same command to go on"
             ) from error
+
+
+def find_checkpoint(path: str | Path) -> tuple[Path, str]:
+    """The checkpoint that a path names.
+
+    Args:
+      path: a checkpoint; or the folder of a run of train.py, of which it is the best by mean IoU, or the latest if
+        none was evaluated.
+
+    Returns:
+      its folder, and how it was chosen, in words (empty if there was no choice).
+
+    Raises:
+      FileNotFoundError: the run holds no checkpoint.
+    """
+    run = Path(path).expanduser()
+    if not (run / "checkpoints").is_dir():
+        return run, ""
+    steps = sorted(int(step.name) for step in (run / "checkpoints").iterdir() if step.name.isdigit())
+    if not steps:
+        raise FileNotFoundError(f"{run}: this run has no checkpoint yet")
+    folders = {step: run / "checkpoints" / str(step) for step in steps}
+    files = {step: folder / "metrics" / "metrics" for step, folder in folders.items()}
+    evaluated = {step: json.loads(file.read_text())["mean_iou"] for step, file in files.items() if file.exists()}
+    if not evaluated:
+        return folders[steps[-1]], " (the run's latest; none was evaluated)"
+    best = max(evaluated, key=evaluated.get)
+    return folders[best], f" (the run's best, mIoU {100 * evaluated[best]:.2f} while it was trained)"
 
 
 def _training_part(state: TrainState) -> dict:

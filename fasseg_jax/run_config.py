@@ -5,13 +5,14 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-__all__ = ["changed_fields"]
+__all__ = ["changed_fields", "flat_fields"]
 
 # Without influence on what is learnt.
 IMMATERIAL = (
     "data.num_threads",
     "data.prefetch",
     "data.root",
+    "model.deformable_attention",
     "model.remat",
     "train.log_every",
     "train.checkpoint_every",
@@ -31,7 +32,7 @@ def changed_fields(saved: ConfigDict, current: ConfigDict) -> list[str]:
     Raises:
       ValueError: the network's architecture changed, so that the run's checkpoints do not fit.
     """
-    before, after = (_fields(config) for config in (saved, current))
+    before, after = (flat_fields(config) for config in (saved, current))
     changed = [
         (name, f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}")
         for name in sorted(before.keys() | after.keys())
@@ -45,7 +46,7 @@ def changed_fields(saved: ConfigDict, current: ConfigDict) -> list[str]:
     return [line for _, line in changed]
 
 
-def _fields(config: ConfigDict) -> dict[str, Any]:
+def flat_fields(config: ConfigDict) -> dict[str, Any]:
     """Values by dotted name; tuples as lists, which overrides may hold in their place."""
     fields = flatten_dict(config.to_dict(), sep=".")
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}

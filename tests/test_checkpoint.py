@@ -188,3 +188,15 @@ def test_palette_must_fit_the_names():
         ClassTable(("a", "b"), np.zeros((3, 3), np.uint8))
     with pytest.raises(ValueError, match="uint8"):
         ClassTable(("a",), np.zeros((1, 3), np.int64))
+
+
+@pytest.mark.parametrize("name", ["configs/ade20k.py:r50", "configs/ade20k.py:swin_t"])
+def test_fields_that_came_later_have_their_defaults(tmp_path, name):
+    config = load_config(name)
+    config.model.decoder.num_queries = 7
+    save_checkpoint(tmp_path / "c", config, VARIABLES, load_classes("ade20k"))
+    file = tmp_path / "c" / "metadata" / "metadata"
+    metadata = json.loads(file.read_text())
+    del metadata["config"]["model"]["remat"], metadata["config"]["inference"]["multi_scale"]["flip"]
+    file.write_text(json.dumps(metadata))
+    assert load_checkpoint(tmp_path / "c").config == config

@@ -2,6 +2,16 @@
 
 from fasseg_jax.data.pipeline import Batch, TrainingBatches, read_ahead
 from fasseg_jax.data.samples import DataError, Sample, Source
-from fasseg_jax.data.sources import data_classes, open_source
+from fasseg_jax.data.sources import data_classes, find_source, open_source
 
-__all__ = ["Batch", "DataError", "Sample", "Source", "TrainingBatches", "data_classes", "open_source", "read_ahead"]
+__all__ = [
+    "Batch",
+    "DataError",
+    "Sample",
+    "Source",
+    "TrainingBatches",
+    "data_classes",
+    "find_source",
+    "open_source",
+    "read_ahead",
+]

@@ -11,7 +11,15 @@ from fasseg_jax.data.decoding import UNKNOWN, decode_labels, decode_sample, labe
 from fasseg_jax.data.samples import DataError, Sample
 from fasseg_jax.photos import list_photos
 
-__all__ = ["FolderSource", "Pairing", "folder_classes", "pair_cityscapes", "pair_folder"]
+__all__ = [
+    "FolderSource",
+    "Pairing",
+    "cityscapes_label_ids",
+    "file_version",
+    "folder_classes",
+    "pair_cityscapes",
+    "pair_folder",
+]
 
 SPLITS = {"training": "train", "validation": "val"}  # as Cityscapes calls them
 
@@ -44,6 +52,10 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Sample:
         return decode_sample(*self.read(index))
+
+    def version(self, index: int) -> str:
+        """Names, sizes and times of both files."""
+        return " ".join(f"{path} {file_version(path)}" for path in self._pairs[index])
 
     def read(self, index: int) -> tuple[bytes, np.ndarray, str, str]:
         """Content of the photo's file, the labels as training ids, and the names of both files."""
@@ -120,6 +132,15 @@ def folder_classes(root: Path) -> ClassTable:
     return ClassTable(tuple(names), np.array(palette, np.uint8))
 
 
+def file_version(path: Path) -> str:
+    """Size in bytes and time of the last change in ns, which tell a file from a later one of its name."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -152,10 +173,15 @@ def _pair(photos: list[tuple[str, Path]], label_maps: list[tuple[str, Path]]) ->
     return Pairing(tuple((photo_of[name], label_map_of[name]) for name in names), tuple(problems))
 
 
+def cityscapes_label_ids() -> list[int]:
+    """The label id, of Cityscapes' 34, of each of the 19 classes."""
+    with (TABLES / "cityscapes.csv").open(newline="", encoding="utf-8") as lines:
+        return [int(row["label_id"]) for row in csv.DictReader(lines)]
+
+
 def _label_id_table(ignore_label: int) -> np.ndarray:
     """The training ids of Cityscapes' 34 label ids, and of 255, which stands for the -1 of licence plates."""
-    with (TABLES / "cityscapes.csv").open(newline="", encoding="utf-8") as lines:
-        label_ids = [int(row["label_id"]) for row in csv.DictReader(lines)]
+    label_ids = cityscapes_label_ids()
     table = np.full(65536, UNKNOWN, np.int32)
     table[[*range(34), 255]] = ignore_label
     table[label_ids] = np.arange(len(label_ids))

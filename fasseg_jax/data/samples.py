@@ -46,3 +46,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample:
         """Read sample `index`, 0 to `len(self) - 1`; raises a `DataError` that names its file."""
         ...
+
+    def version(self, index: int) -> str:
+        """A text that changes whenever sample `index` does, without reading it: names, sizes and times of its files."""
+        ...

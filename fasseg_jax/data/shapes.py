@@ -41,6 +41,11 @@ class ShapesSource:
         image, labels = draw_scene(rng, self._size, self.classes.names, self._ignore_label)
         return Sample(image, labels, f"shapes/{self._split}/{index:05d}")
 
+    def version(self, index: int) -> str:
+        """All that the sample is drawn from."""
+        height, width = self._size
+        return f"shapes/{self._split}/{index:05d} {width}x{height}"
+
 
 def draw_scene(
     rng: np.random.Generator, size: tuple[int, int], names: tuple[str, ...], ignore_label: int

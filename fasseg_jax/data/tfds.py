@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from fasseg_jax.classes import ClassTable
 from fasseg_jax.data.decoding import decode_labels, decode_sample, encode_labels
-from fasseg_jax.data.folder import FolderSource
+from fasseg_jax.data.folder import FolderSource, file_version
 from fasseg_jax.data.samples import DataError, Sample
 from fasseg_jax.data.sources import SPLITS, open_source
 
@@ -94,6 +94,7 @@ class PreparedSource:
         self.classes = classes
         self.problems = ()
         self._examples = builder.as_data_source(split, decoders=as_stored)
+        self._version = f"{root} {split} {file_version(root / 'dataset_info.json')}"
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -103,6 +104,10 @@ class PreparedSource:
         name = example["name"].decode()
         labels = decode_labels(example["labels"], f"the label map of {name}")
         return decode_sample(example["image"], labels, name, "in the same record")
+
+    def version(self, index: int) -> str:
+        """The place in the data set, which is written as a whole."""
+        return f"{self._version} {index}"
 
 
 def prepare(config: ConfigDict, output: str | Path) -> Path:

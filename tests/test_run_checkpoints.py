@@ -1,0 +1,52 @@
+"""Which checkpoints of a run are kept and found."""
+
+import jax.numpy as jnp
+import pytest
+
+from fasseg_jax.classes import load_classes
+from fasseg_jax.config import load_config
+from fasseg_jax.run_checkpoints import RunCheckpoints, find_checkpoint
+from fasseg_jax.train_step import TrainState
+
+
+def open_run(folder):
+    return RunCheckpoints(folder / "checkpoints", load_config("configs/shapes.py"), load_classes("shapes"))
+
+
+def save(run, *steps):
+    state = TrainState(
+        step=jnp.int32(1), params={"a": jnp.ones(3)}, batch_stats={}, opt_state={"m": jnp.zeros(3)}, ema_params=None
+    )
+    for step, mean_iou in steps:
+        run.save(step, state, mean_iou)
+
+
+def test_the_best_is_kept_and_found_also_after_an_interruption(tmp_path):
+    run = open_run(tmp_path)
+    save(run, (1, None), (2, 0.5), (3, None), (4, 0.3))
+    assert run.best_step == 2
+    run.close()
+    run = open_run(tmp_path)
+    assert run.best_step == 2
+    save(run, (5, 0.4), (6, None), (7, None), (8, None))
+    assert run.best_step == 2
+    run.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "7", "8"]
+    assert find_checkpoint(tmp_path) == (
+        tmp_path / "checkpoints/2",
+        " (the run's best, mIoU 50.00 while it was trained)",
+    )
+    assert find_checkpoint(tmp_path / "checkpoints/7") == (tmp_path / "checkpoints/7", "")
+
+
+def test_without_evaluation_the_latest(tmp_path):
+    run = open_run(tmp_path)
+    save(run, (9, None), (10, None))
+    run.close()
+    assert find_checkpoint(tmp_path)[0] == tmp_path / "checkpoints/10"
+
+
+def test_a_run_without_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="this run has no checkpoint yet"):
+        find_checkpoint(tmp_path)
