@@ -1,6 +1,6 @@
-"""Segment a photo, or all photos of a folder, with a trained model.
+"""Segment a photo, all photos of a folder, a video or what a camera sees, with a trained model.
 
-    python predict.py --checkpoint CHECKPOINT --input PHOTO_OR_FOLDER --output FOLDER
+    python predict.py --checkpoint CHECKPOINT --input PHOTO_OR_FOLDER_OR_VIDEO --output FOLDER
 
 Writes for each photo NAME_labels.png, the class id of every pixel (one channel, 8 bits, or 16 for more than 255
 classes), and NAME_overlay.png, the classes in colour over the photo with a legend. Results of subfolders go to the same
@@ -8,12 +8,24 @@ subfolders of the output. To try an installation without weights:
 
     python predict.py --untrained --config configs/ade20k.py:r50 --output FOLDER
 
-Exit status: 0 all done; 1 a photo could not be read (the others are done) or results not be written; 2 wrong usage.
+Photos are predicted as the checkpoint's configuration says, normally once, at its test size. --multi_scale averages
+over several sizes and their mirror images: a little better, ten to twenty times slower. --sliding_window is for photos
+much larger than what the network was trained on: windows of the size of a training crop pass over the photo in its own
+size, or with --short_side in another.
+
+--explain adds NAME_explanation.png for each photo: for the queries that matter most their mask, class and focus through
+the decoder's layers, and the windows that HRCA chose.
+
+A video (--input film.mp4) or camera (--input camera:0, until Ctrl-C) becomes NAME_overlay.mp4, without sound.
+
+Exit status: 0 all done; 1 a photo or some frames could not be read (the others are done) or results not be written; 2
+wrong usage; 75 a video was interrupted (the film goes as far as that).
 """
 
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,18 +34,36 @@ from ml_collections import config_flags
 from PIL import Image
 from tqdm import tqdm
 
+from fasseg_jax.command_line import complain, parse_flags
+from fasseg_jax.compile_log import CompileTimer
 from fasseg_jax.data import data_classes
 from fasseg_jax.devices import choose_device, enable_compilation_cache
+from fasseg_jax.explain import explain
+from fasseg_jax.explanation_page import draw_explanation
 from fasseg_jax.inference import Segmentation, Segmenter
+from fasseg_jax.interruption import INTERRUPTED, Interruption
 from fasseg_jax.model import build_model, initial_variables
 from fasseg_jax.overlay import draw_overlay
 from fasseg_jax.photos import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
+from fasseg_jax.video import CAMERA, VideoError, is_video, segment_video
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, as convert.py writes it.")
-INPUT = flags.DEFINE_string("input", None, "A photo, or a folder that is searched for photos with its subfolders.")
+INPUT = flags.DEFINE_string(
+    "input", None, "A photo, a folder that is searched for photos with its subfolders, a video, or a camera: camera:0."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; made if absent.")
 SCORES = flags.DEFINE_bool(
     "scores", False, "Also write NAME_scores.npy: (H, W, K) float16, 300 bytes a pixel for 150 classes."
+)
+EXPLAIN = flags.DEFINE_bool("explain", False, "Also write NAME_explanation.png: what the decoder looked at.")
+MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Average over several sizes of the photo and mirror images.")
+SLIDING_WINDOW = flags.DEFINE_bool("sliding_window", False, "Pass overlapping windows over the photo.")
+SHORT_SIDE = flags.DEFINE_integer(
+    "short_side",
+    None,
+    "Resize a photo's shorter side to so many pixels before anything else, instead of what the configuration says; "
+    "with --sliding_window 0 keeps its size.",
+    lower_bound=0,
 )
 DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default what JAX chooses.")
 UNTRAINED = flags.DEFINE_bool(
@@ -56,16 +86,20 @@ def main(argv: list[str]) -> int:
     try:
         check_usage(argv)
         output = Path(OUTPUT.value)
-        photos = find_photos(output)
+        photos = {} if is_video(INPUT.value or "") else find_photos(output)
         device = choose_device(DEVICE.value)
         cache = enable_compilation_cache()
         segmenter = load_segmenter()
+        if EXPLAIN.value and segmenter.config.inference.mode != "single":
+            raise UsageError("--explain shows a prediction from a single view of the photo, not from several")
     except (UsageError, ValueError, OSError, RuntimeError) as error:
         return complain(error, status=2)
     print(f"Computing on {device.device_kind} ({device.platform}).")
-    print(f"For the first photo of each size the network is compiled; programs are kept in {cache}.")
+    print(f"For the first picture of each size the network is compiled; programs are kept in {cache}.")
     try:
-        return segment_photos(segmenter, photos, output)
+        return segment_photos(segmenter, photos, output) if photos else segment_film(segmenter, output)
+    except VideoError as error:
+        return complain(error, status=1)
     except OSError as error:
         return complain(f"cannot write the results: {error}", status=1)
     except FloatingPointError as error:
@@ -83,7 +117,16 @@ def check_usage(argv: list[str]) -> None:
     if UNTRAINED.value != (CONFIG.value is not None):
         raise UsageError("--untrained needs --config, and a checkpoint holds its own configuration")
     if not INPUT.value and not UNTRAINED.value:
-        raise UsageError("--input is needed: a photo or a folder of photos")
+        raise UsageError("--input is needed: a photo, a folder of photos, a video or a camera")
+    if MULTI_SCALE.value and SLIDING_WINDOW.value:
+        raise UsageError("--multi_scale and --sliding_window are two ways to predict a photo; give one")
+    if SHORT_SIDE.value == 0 and not SLIDING_WINDOW.value:
+        raise UsageError("--short_side 0, the photo's own size, goes with --sliding_window")
+    if is_video(INPUT.value or ""):
+        if SCORES.value or EXPLAIN.value:
+            raise UsageError("--scores and --explain are for photos, not for videos")
+        if not INPUT.value.startswith(CAMERA) and not Path(INPUT.value).is_file():
+            raise UsageError(f"--input {INPUT.value}: there is no such file")
     if Path(OUTPUT.value).exists() and not Path(OUTPUT.value).is_dir():
         raise UsageError(f"--output {OUTPUT.value} is a file; give a folder")
 
@@ -112,13 +155,29 @@ def find_photos(output: Path) -> dict[Path, Path]:
 
 
 def load_segmenter() -> Segmenter:
-    """The model of --checkpoint, or an untrained one."""
+    """The model of --checkpoint, or an untrained one, that predicts photos as the flags say."""
+    changes = inference_changes()
     if CHECKPOINT.value:
-        return Segmenter.from_checkpoint(CHECKPOINT.value)
+        return Segmenter.from_checkpoint(CHECKPOINT.value, inference=changes)
     print("UNTRAINED: drawing random weights; the classes found will mean nothing.")
     config = CONFIG.value
+    config.inference.update(changes)
     variables = jax.jit(lambda: initial_variables(build_model(config.model), seed=0))()
     return Segmenter(config, variables, data_classes(config.data))
+
+
+def inference_changes() -> dict[str, Any]:
+    """The fields of `config.inference` that the flags set."""
+    changes = {}
+    if MULTI_SCALE.value:
+        changes["mode"] = "multi_scale"
+    if SLIDING_WINDOW.value:
+        changes["mode"] = "sliding"
+    if SHORT_SIDE.value is not None:
+        changes["sliding"] = {"short_side": SHORT_SIDE.value}
+    if SHORT_SIDE.value:
+        changes["short_side"] = SHORT_SIDE.value
+    return changes
 
 
 def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], output: Path) -> int:
@@ -142,7 +201,8 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], output: Path)
         write_result(image, result, segmenter, output / name)
     if seconds:
         print(
-            f"Photos segmented: {len(seconds)}, {np.mean(seconds):.2f} s each and {compiling.seconds:.1f} s to compile."
+            f"Photos segmented: {len(seconds)}, {np.mean(seconds):.2f} s each; {len(segmenter.input_shapes)} shapes of "
+            f"the network's input, {compiling.seconds:.1f} s to compile or load its programs."
         )
         print(f"Results in {output}.")
     if unreadable:
@@ -151,26 +211,38 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], output: Path)
     return 0
 
 
+def segment_film(segmenter: Segmenter, output: Path) -> int:
+    """Segment a video, or what a camera sees until it is stopped; returns the exit status."""
+    from_camera = INPUT.value.startswith(CAMERA)
+    if from_camera:
+        print("Ctrl-C ends the film.")
+    interruption = Interruption(together=False)
+    warning = WARNING if UNTRAINED.value else None
+    summary = segment_video(segmenter, INPUT.value, output, warning=warning, stopped=interruption.requested)
+    rate = summary.frames / summary.seconds
+    print(f"Frames segmented: {summary.frames}, {rate:.2f} a second, compilation included. Sound is not kept.")
+    if summary.frames:
+        print(f"The film is {summary.path}.")
+    if summary.damaged:
+        print(f"{summary.damaged} frames were damaged: the decoder has filled in parts of them.")
+    if summary.lost:
+        return complain(f"{INPUT.value}: {summary.lost} frames could not be decoded and are left out", status=1)
+    return INTERRUPTED if summary.stopped and not from_camera else 0
+
+
 def write_result(image: np.ndarray, result: Segmentation, segmenter: Segmenter, name: Path) -> None:
-    """Write the label map, the overlay and perhaps the scores of one photo; `name` is their path's beginning."""
+    """Write the label map, the overlay and what else is asked for of one photo; `name` is their path's beginning."""
     name.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(result.labels).save(f"{name}_labels.png")
-    overlay = draw_overlay(image, result.labels, segmenter.classes, WARNING if UNTRAINED.value else None)
+    warning = WARNING if UNTRAINED.value else None
+    overlay = draw_overlay(image, result.labels, segmenter.classes, warning)
     overlay.save(f"{name}_overlay.png", compress_level=1)  # photos hardly compress: a third of the time
+    if EXPLAIN.value:
+        explanation = explain(segmenter, image, result.labels)
+        page = draw_explanation(explanation, image, result.labels, segmenter.classes, name.name, warning)
+        page.save(f"{name}_explanation.png")
     if SCORES.value:
         np.save(f"{name}_scores.npy", result.scores.astype(np.float16))
-
-
-class CompileTimer:
-    """Adds up the seconds that JAX spends on compiling, or on loading what was compiled in an earlier run."""
-
-    def __init__(self):
-        self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-
-    def _add(self, event: str, duration: float, **_) -> None:
-        if event.startswith("/jax/core/compile/"):  # tracing, lowering, the compiler proper
-            self.seconds += duration
 
 
 def generated_photo(height: int = 512, width: int = 683) -> np.ndarray:
@@ -185,20 +257,6 @@ def generated_photo(height: int = 512, width: int = 683) -> np.ndarray:
         inside = (y - center_y) ** 2 + (x - center_x) ** 2 < radius**2
         picture[inside] = texture[inside]
     return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
-
-
-def complain(error: object, status: int) -> int:
-    """Print one line on stderr and return `status`."""
-    print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Read the command line; a mistake in it ends the program with one line and status 2."""
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, OSError, ValueError) as error:
-        sys.exit(complain(f"{error}; see --help", status=2))
 
 
 if __name__ == "__main__":

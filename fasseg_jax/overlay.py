@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fasseg_jax.classes import ClassTable
 
-__all__ = ["class_shares", "draw_comparison", "draw_overlay"]
+__all__ = ["FilmLegend", "blend", "class_shares", "draw_comparison", "draw_overlay", "shorten", "wrap"]
 
 OPACITY = 0.55  # of the colours over the photo
 BORDER = (255, 255, 255)
@@ -16,6 +16,8 @@ MIN_PHOTO_SIDE = 256  # pixels; photos whose longer side is smaller are shown en
 COMPARISON = ("photo", "truth", "prediction")
 PANEL_WIDTH, PANEL_GAP = 320, 6  # pixels, of a panel in a comparison
 MIN_WIDTH = 420  # pixels, of the picture: room for the legend
+FILM_ROWS, FILM_MIN_SHARE = 2, 0.005  # of a film's legend; classes below this share of a frame do not enter it
+PALE = (190, 193, 199)  # letters of classes that a frame lacks
 
 
 def draw_overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, warning: str | None = None) -> Image.Image:
@@ -32,7 +34,7 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, classes: ClassTable, war
     """
     enlargement = max(1, MIN_PHOTO_SIDE // max(labels.shape))
     image, labels = (array.repeat(enlargement, 0).repeat(enlargement, 1) for array in (image, labels))
-    photo = _blend(image, labels, classes.palette)
+    photo = blend(image, labels, classes.palette)
     layout = _Layout.fit(photo.shape[:2])
     width = max(photo.shape[1], MIN_WIDTH)
     entries = [(class_id, _percent(share)) for class_id, share in class_shares(labels, len(classes))]
@@ -64,7 +66,7 @@ def draw_comparison(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], class
         label_maps = [np.asarray(Image.fromarray(x).resize(size, Image.Resampling.NEAREST)) for x in label_maps]
         found += [labels[labels < len(classes)] for labels in label_maps]
         strip = Image.new("RGB", (width, size[1] + PANEL_GAP), PAPER)
-        for column, panel in enumerate([image, *(_blend(image, labels, classes.palette) for labels in label_maps)]):
+        for column, panel in enumerate([image, *(blend(image, labels, classes.palette) for labels in label_maps)]):
             strip.paste(Image.fromarray(panel), (column * (PANEL_WIDTH + PANEL_GAP), 0))
         strips.append(strip)
     entries = [(class_id, "") for class_id, _ in class_shares(np.concatenate(found)[None], len(classes))]
@@ -87,8 +89,17 @@ def class_shares(labels: np.ndarray, num_classes: int) -> list[tuple[int, float]
     return [(int(class_id), counts[class_id] / labels.size) for class_id in order if counts[class_id]]
 
 
-def _blend(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Colours over the photo, uint8 (H, W, 3), borders drawn; no colour over labels beyond the palette."""
+def blend(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Lay the classes' colours over a photo and draw thin borders between them.
+
+    Args:
+      image: uint8 RGB, (H, W, 3).
+      labels: (H, W) class ids; those beyond the palette, as ignored pixels have, are left without colour.
+      palette: (K, 3) uint8 RGB.
+
+    Returns:
+      uint8 RGB, (H, W, 3).
+    """
     percent = round(100 * OPACITY)
     coloured = labels < len(palette)
     labels = np.where(coloured, labels, 0)
@@ -145,7 +156,7 @@ def _draw_legend(
     spacing = 2 * layout.margin
     num_columns = int(max(1, min(len(entries), (room + spacing) // (fixed + name_width + spacing))))
     num_rows = -(-len(entries) // num_columns)
-    lines = _wrap(warning, font, room) if warning else []
+    lines = wrap(warning, font, room) if warning else []
     top = layout.margin + len(lines) * layout.row + (layout.gap if lines else 0)
     legend = Image.new("RGB", (width, top + num_rows * layout.row + layout.margin), PAPER)
     draw = ImageDraw.Draw(legend)
@@ -159,16 +170,63 @@ def _draw_legend(
         box = (x, middle - layout.swatch / 2, x + layout.swatch, middle + layout.swatch / 2)
         draw.rounded_rectangle(box, layout.swatch / 5, colour, FAINT, max(1, layout.text // 24))
         x += layout.swatch + layout.gap
-        draw.text((x, middle), _shorten(name, font, name_width), INK, font, anchor="lm")
+        draw.text((x, middle), shorten(name, font, name_width), INK, font, anchor="lm")
         draw.text((x + name_width + 2 * layout.gap + note_width, middle), note, FAINT, font, anchor="rm")
     return legend
+
+
+class FilmLegend:
+    """A strip of class names below the frames of a film.
+
+    It has the same size throughout, and a class keeps its place in it until another needs that.
+    """
+
+    def __init__(self, classes: ClassTable, width: int, warning: str | None = None):
+        """For frames `width` pixels wide; `warning` is a sentence below the names, in red."""
+        self._classes, self._width, self._warning = classes, width, warning
+        self._font = ImageFont.load_default(max(12, round(0.022 * width)))
+        self._row = round(1.8 * self._font.size)
+        self._columns = max(1, int(width // (9 * self._font.size)))
+        self.height = ((FILM_ROWS + bool(warning)) * self._row + self._row // 2) // 2 * 2
+        self._places: list[int | None] = [None] * (self._columns * FILM_ROWS)
+        self._drawn, self._strip = None, None
+
+    def draw(self, labels: np.ndarray) -> np.ndarray:
+        """The strip for a frame, uint8 (height, width, 3); classes that the frame lacks are pale."""
+        shares = class_shares(labels, len(self._classes))[: len(self._places)]
+        present = [class_id for class_id, share in shares if share >= FILM_MIN_SHARE]
+        for class_id in present:
+            if class_id not in self._places:
+                free = [i for i, other in enumerate(self._places) if other not in present]
+                self._places[min(free, key=lambda i: self._places[i] is not None)] = class_id
+        wanted = [(class_id, class_id in present) for class_id in self._places if class_id is not None]
+        if wanted != self._drawn:
+            self._drawn, self._strip = wanted, self._picture(wanted)
+        return self._strip
+
+    def _picture(self, entries: list[tuple[int, bool]]) -> np.ndarray:
+        strip = Image.new("RGB", (self._width, self.height), PAPER)
+        draw = ImageDraw.Draw(strip)
+        column_width, swatch = self._width / self._columns, 0.6 * self._row
+        for position, (class_id, present) in enumerate(entries):
+            row, column = divmod(position, self._columns)
+            x, middle = column * column_width + swatch / 2, (row + 0.75) * self._row
+            colour = self._classes.palette[class_id].astype(int)
+            colour = colour if present else (colour + 2 * np.array(PAPER)) // 3
+            draw.rounded_rectangle((x, middle - swatch / 2, x + swatch, middle + swatch / 2), 3, tuple(colour.tolist()))
+            name = shorten(self._classes.names[class_id], self._font, column_width - 2.5 * swatch)
+            draw.text((x + 1.4 * swatch, middle), name, INK if present else PALE, self._font, anchor="lm")
+        if self._warning:
+            text = shorten(self._warning, self._font, self._width - swatch)
+            draw.text((swatch / 2, (FILM_ROWS + 0.75) * self._row), text, WARNING, self._font, anchor="lm")
+        return np.asarray(strip)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%" if share >= 0.001 else "<0.1%"
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """`text`, its end replaced by dots where it is too wide."""
     if font.getlength(text) <= width:
         return text
@@ -177,7 +235,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text.rstrip(" ,;") + "…"
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """`text` broken between words into lines of at most `width`."""
     lines = [""]
     for word in text.split():

@@ -85,6 +85,24 @@ def test_folder_of_photos(checkpoint, tmp_path):
         np.testing.assert_allclose(scores, expected.scores, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "inference"),
+    [
+        (["--multi_scale"], {"mode": "multi_scale"}),
+        (["--sliding_window", "--short_side=80"], {"mode": "sliding", "sliding": {"short_side": 80}}),
+    ],
+)
+def test_ways_to_predict(checkpoint, tmp_path, arguments, inference):
+    image = photo(90, 130)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    result = predict(tmp_path, "--checkpoint", checkpoint, "--input", "photo.png", "--output", "out", *arguments)
+    assert result.returncode == 0, result.stderr
+    segmenter = Segmenter.from_checkpoint(checkpoint, inference=inference)
+    labels = np.asarray(Image.open(tmp_path / "out/photo_labels.png"))
+    np.testing.assert_array_equal(labels, segmenter(image).labels)
+    assert f"{len(segmenter.input_shapes)} shapes of the network's input" in result.stdout
+
+
 def test_untrained_model_and_generated_picture(tmp_path):
     config = tmp_path / "tiny.py"
     config.write_text("from tests.tiny_model import tiny_config as get_config\n")
@@ -112,6 +130,9 @@ def test_mistakes_end_with_one_line(checkpoint, tmp_path):
         (["--checkpoint=c", "--untrained", "--output=o"], "give --checkpoint, or --untrained"),
         (["--untrained", "--output=o"], "--untrained needs --config"),
         (["--checkpoint=c", "--output=o"], "--input is needed"),
+        (["--checkpoint=c", "--input=i", "--output=o", "--multi_scale", "--sliding_window"], "two ways to predict"),
+        (["--checkpoint=c", "--input=i", "--output=o", "--short_side=0"], "goes with --sliding_window"),
+        (["--checkpoint=c", "--input=i", "--output=o", "--short_side=-1"], "short_side"),
         (["--checkpoint=c", "--input=i", "--output=o", "photo.jpg"], "unexpected argument 'photo.jpg'"),
         (["--checkpoint=c", "--input=absent.jpg", "--output=o"], "absent.jpg: there is no such file"),
         (["--checkpoint=c", "--input=empty", "--output=o"], "holds no photos"),
