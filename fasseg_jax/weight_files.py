@@ -1,11 +1,12 @@
-"""Reading files of PyTorch weights, none of which is trusted: no code that a file may hold is ever executed.
+"""Files of PyTorch weights, read and written. None is trusted: no code that a file may hold is ever executed.
 
-.pth, .pt       torch.load(weights_only=True), memory-mapped where the format allows; needs PyTorch
+.pth, .pt, .bin torch.load(weights_only=True), memory-mapped where the format allows; needs PyTorch
 .pkl            Detectron2's plain pickles, by an unpickler that knows arrays, tensors and containers alone
 .safetensors    by the safetensors package
 """
 
 import io
+import os
 import pickle
 import re
 import zipfile
@@ -18,14 +19,14 @@ import numpy as np
 
 from fasseg_jax.array_pickle import HARMLESS, PickledArray, RefusedError
 
-__all__ = ["read_state_dict"]
+__all__ = ["read_state_dict", "write_state_dict"]
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Read the weights of a file; no code in it is executed.
 
     Args:
-      path: a .pth, .pt, .pkl or .safetensors file: a state dict, or a dictionary with one under "model" or
+      path: a .pth, .pt, .bin, .pkl or .safetensors file: a state dict, or a dictionary with one under "model" or
         "state_dict" beside whatever else a trainer stored.
 
     Returns:
@@ -39,13 +40,56 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         the file and what to do.
     """
     path = Path(path)
-    readers = {".pth": _read_torch, ".pt": _read_torch, ".pkl": _read_pickle, ".safetensors": _read_safetensors}
+    readers = {
+        ".pth": _read_torch,
+        ".pt": _read_torch,
+        ".bin": _read_torch,
+        ".pkl": _read_pickle,
+        ".safetensors": _read_safetensors,
+    }
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix not in readers:
         raise ValueError(f"{path}: weights are read from {', '.join(readers)} files; this is none of them")
     _refuse_what_is_no_weight_file(path)
     return _state_dict_in(readers[path.suffix](path), path)
+
+
+def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], overwrite: bool = False) -> None:
+    """Write weights; the file appears under its name only when it is complete.
+
+    Args:
+      path: a .safetensors file, or a .pth file with the state dict under "model", as Detectron2 reads it.
+      state_dict: {PyTorch name: contiguous array}.
+      overwrite: replace a file that is there.
+
+    Raises:
+      FileExistsError: there is a file, and it is not to be replaced.
+      ImportError: a .pth file, and PyTorch is not installed.
+      ValueError: another kind of file.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"{path}: weights are written as .safetensors or .pth; give the file one of these endings")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists; name another file or pass --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        if path.suffix == ".pth":
+            torch = _import_torch(path)
+            # Copies, where arrays are read-only, as those of JAX: PyTorch warns of sharing such memory.
+            tensors = {
+                name: torch.from_numpy(np.require(array, requirements="W")) for name, array in state_dict.items()
+            }
+            torch.save({"model": tensors}, partial)
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(dict(state_dict), partial, metadata={"format": "pt"})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _refuse_what_is_no_weight_file(path: Path) -> None:
@@ -123,7 +167,7 @@ def _import_torch(path: Path) -> Any:
     # (CVE-2025-32434 before 2.6, CVE-2026-24747 before 2.10).
     if torch is None or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
         raise ImportError(
-            f"{path}: PyTorch 2.10 or newer is needed to read this file; install it with\n"
+            f"{path}: PyTorch 2.10 or newer is needed for this file; install it with\n"
             '  pip install "torch>=2.10" --index-url https://download.pytorch.org/whl/cpu'
         )
     return torch

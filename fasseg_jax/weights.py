@@ -1,11 +1,11 @@
-"""PyTorch weights as Flax variables: the table of names applied, and checked in both directions."""
+"""PyTorch weights as Flax variables and back: the tables of names applied, and checked in both directions."""
 
 import collections
 import functools
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from fasseg_jax.hugging_face_rules import HUGGING_FACE_RULES, IGNORED_OF_HUGGING_FACE
 from fasseg_jax.model import build_model, initial_variables
 from fasseg_jax.weight_rules import (
     BACKBONE_RULES,
@@ -24,30 +25,41 @@ from fasseg_jax.weight_rules import (
     Rule,
 )
 
-__all__ = ["convert_backbone", "convert_state_dict", "holds_whole_model"]
+__all__ = ["Naming", "convert_backbone", "convert_state_dict", "holds_whole_model", "to_state_dict"]
+
+# Whose names a state dict has: those of the official programs, or those of Hugging Face's transformers (Mask2Former).
+Naming = Literal["official", "hugging_face"]
+
+WHOLE_MODELS = {"official": (MODEL_RULES, IGNORED), "hugging_face": (HUGGING_FACE_RULES, IGNORED_OF_HUGGING_FACE)}
 
 logger = logging.getLogger(__name__)
 
 # In an error message; of longer lists, names that differ in their numbers alone share a line.
 NAMES_LISTED_SINGLY = 40
 
+CLASS_HEAD = "decoder/class_embed/"
+
 PROBLEMS = ("missing", "unexpected", "of another shape", "not floating-point numbers", "not finite (NaN or infinite)")
 
 
 def holds_whole_model(state_dict: Mapping[str, np.ndarray]) -> bool:
-    """Whether the names are those of a FASeg or Mask2Former model; if not, `convert_backbone` is to be tried."""
+    """Whether the names are those of the official FASeg or Mask2Former; if not, `convert_backbone` is to be tried."""
     return any(name.startswith("sem_seg_head.") for name in state_dict)
 
 
 def convert_state_dict(
-    state_dict: Mapping[str, np.ndarray], model_config: ConfigDict, new_class_head: bool = False
+    state_dict: Mapping[str, np.ndarray],
+    model_config: ConfigDict,
+    new_class_head: bool = False,
+    naming: Naming = "official",
 ) -> dict[str, Any]:
     """Convert the weights of a FASeg or Mask2Former model.
 
     Args:
-      state_dict: PyTorch name -> array of floating-point numbers, as the official programs name them.
+      state_dict: PyTorch name -> array of floating-point numbers.
       model_config: `config.model` of the same model.
       new_class_head: initialise `class_embed` anew, with a fixed seed, whatever the state dict holds of it.
+      naming: whose names those are.
 
     Returns:
       Flax variables, {"params": ...} and, with batch norm, "batch_stats"; NumPy arrays, float32, which may be
@@ -57,13 +69,43 @@ def convert_state_dict(
       ValueError: names are missing, unexpected or of another shape than the model's, or values are not finite
         floating-point numbers; one message lists them all.
     """
+    rules, ignored = WHOLE_MODELS[naming]
     wanted = _variable_shapes(model_config)
     new = set()
     if new_class_head:
-        new = {path for path in wanted if path.startswith("decoder/class_embed/")}
-        state_dict = {name: value for name, value in state_dict.items() if ".class_embed." not in name}
+        new = {path for path in wanted if path.startswith(CLASS_HEAD)}
+        state_dict = {name: value for name, value in state_dict.items() if not _is_of_class_head(name, rules)}
         logger.warning("The class head is initialised anew, for %d classes.", model_config.num_classes)
-    return _convert(MODEL_RULES, state_dict, model_config, wanted, new, IGNORED)
+    return _convert(rules, state_dict, model_config, wanted, new, ignored)
+
+
+def to_state_dict(variables: Mapping[str, Any], naming: Naming = "official") -> dict[str, np.ndarray]:
+    """The inverse of `convert_state_dict`: the weights of a whole model under their PyTorch names.
+
+    Args:
+      variables: Flax variables, NumPy or JAX arrays; those of Mask2Former for the names of transformers.
+      naming: whose names to use.
+
+    Returns:
+      {PyTorch name: array}, contiguous and of the same dtype, bit for bit the same numbers. What the official programs
+      compute anew (relative position indices, the classes' weights of the loss) is not there.
+
+    Raises:
+      ValueError: variables that have no such names.
+    """
+    rules, _ = WHOLE_MODELS[naming]
+    state_dict, nameless = {}, []
+    for tree in variables.values():
+        for path, value in traverse_util.flatten_dict(tree, sep="/").items():
+            named = [(name, rule) for rule in rules if (name := rule.name_of(path))]
+            state_dict |= {name: np.ascontiguousarray(rule.to_pytorch(np.asarray(value))) for name, rule in named}
+            if not named:
+                nameless.append(path)
+    if nameless:
+        raise ValueError(
+            f"{len(nameless)} variables have no name in the {naming} table: {', '.join(sorted(nameless)[:5])}, ..."
+        )
+    return state_dict
 
 
 def convert_backbone(state_dict: Mapping[str, np.ndarray], model_config: ConfigDict) -> dict[str, Any]:
@@ -117,54 +159,58 @@ def _convert(
     ignored: re.Pattern,
 ) -> dict[str, Any]:
     """Flax variables by the rules; of the wanted paths only the optional may be missing, and are then initialised."""
-    values = {}
+    parts = collections.defaultdict(dict)  # path -> number of the part -> array
     problems = {kind: {} for kind in PROBLEMS}  # kind -> name -> details
     for name, value in state_dict.items():
         if ignored.search(name):
             continue
         current_name = functools.reduce(lambda text, change: change[0].sub(change[1], text), RENAMED, name)
         rule, path = next(((rule, path) for rule in rules if (path := rule.path_of(current_name))), (None, None))
-        if path not in wanted or path in values:
-            problems["unexpected"][name] = "" if path not in values else f" (is {current_name}, which is there as well)"
+        if path not in wanted or rule.part[0] in parts[path]:
+            problems["unexpected"][name] = "" if path not in wanted else f" (is {current_name}, which is there as well)"
             continue
-        values[path] = value = np.asarray(value)
-        shape = _pytorch_shape(wanted[path][1], rule.axes)
-        if value.shape != shape:
-            problems["of another shape"][name] = f" is {value.shape}, the model's is {shape}"
-        elif not jnp.issubdtype(value.dtype, jnp.floating):
-            problems["not floating-point numbers"][name] = f" is {value.dtype}"
-        else:
-            with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is reported
-                value = value.astype(np.float32, copy=False)
-            if not np.isfinite(value).all():
-                problems["not finite (NaN or infinite)"][name] = ""
-            values[path] = value if rule.axes is None else value.transpose(rule.axes)
-    for path in wanted.keys() - values.keys() - optional:
-        problems["missing"][_pytorch_name(path, rules)] = ""
+        value = np.asarray(value)
+        kind, details = _problem(value, rule.shape_of(wanted[path][1]))
+        if kind:
+            problems[kind][name] = details
+        parts[path][rule.part[0]] = value if kind else rule.to_flax(value.astype(np.float32, copy=False))
+    new = optional - parts.keys()
+    for path in wanted.keys() - new:
+        for rule in rules:
+            if (name := rule.name_of(path)) and rule.part[0] not in parts[path]:
+                problems["missing"][name] = ""
     if any(problems.values()):
-        raise ValueError(_describe(problems))
-    absent = optional - values.keys()
-    if absent:
-        values |= _initial_values(model_config, absent)
+        raise ValueError(_describe(problems, rules))
+    values = _initial_values(model_config, new) if new else {}
+    for path in wanted.keys() - new:
+        arrays = [parts[path][i] for i in sorted(parts[path])]
+        values[path] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
     return traverse_util.unflatten_dict({f"{wanted[path][0]}/{path}": value for path, value in values.items()}, sep="/")
 
 
-def _pytorch_shape(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
-    return shape if axes is None else tuple(shape[i] for i in np.argsort(axes))
+def _problem(value: np.ndarray, shape: tuple[int, ...]) -> tuple[str | None, str]:
+    """What is wrong with a parameter of the wanted shape, if anything, and details."""
+    if value.shape != shape:
+        return "of another shape", f" is {value.shape}, the model's is {shape}"
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return "not floating-point numbers", f" is {value.dtype}"
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is reported
+        finite = np.isfinite(value.astype(np.float32, copy=False)).all()
+    return (None, "") if finite else ("not finite (NaN or infinite)", "")
 
 
-def _pytorch_name(path: str, rules: list[Rule]) -> str:
-    return next(name for rule in rules if (name := rule.name_of(path)))
+def _is_of_class_head(name: str, rules: list[Rule]) -> bool:
+    return any((rule.path_of(name) or "").startswith(CLASS_HEAD) for rule in rules)
 
 
-def _describe(problems: dict[str, dict[str, str]]) -> str:
+def _describe(problems: dict[str, dict[str, str]], rules: list[Rule]) -> str:
     """One message of all problems."""
     lines = ["the weights do not fit the model of this configuration:"]
     for kind, names in problems.items():
         if names:
             lines.append(f"  {len(names)} {kind}:")
             lines += [f"    {line}" for line in sorted(_list_names(names))]
-    if all(".class_embed." in name for names in problems.values() for name in names):
+    if all(_is_of_class_head(name, rules) for names in problems.values() for name in names):
         lines.append(
             "Only the class head differs: ask for a new one (new_class_head), or set model.num_classes to theirs."
         )

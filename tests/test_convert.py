@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from convert import convert
 from fasseg_jax.checkpoint import load_checkpoint
+from fasseg_jax.weight_files import read_state_dict
 from fasseg_jax.weights import convert_backbone, convert_state_dict
 from tests.weight_cases import official_state_dict, tiny_config, tiny_state_dict
 
@@ -64,6 +65,45 @@ def test_new_class_head_for_classes_of_ones_own(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "out")
     assert checkpoint.classes.names == ("cat", "dog")
     assert checkpoint.variables["params"]["decoder"]["class_embed"]["kernel"].shape == (32, 3)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_checkpoint_becomes_a_file_of_the_official_program_again(tmp_path, suffix):
+    config = tiny_config("swin")
+    state_dict = tiny_state_dict(config)
+    save_torch(state_dict, tmp_path / "weights.pth")
+    convert(config, str(tmp_path / "weights.pth"), str(tmp_path / "out"), False, False)
+    file = tmp_path / "files" / f"again{suffix}"
+    summary = convert(None, str(tmp_path / "out"), str(file), False, False)
+    assert f"written     {file}" in summary
+    back = read_state_dict(file)
+    assert back.keys() == state_dict.keys()
+    for name, value in back.items():
+        np.testing.assert_array_equal(value, state_dict[name], err_msg=name)
+    assert [other.name for other in file.parent.iterdir()] == [file.name]
+
+    with pytest.raises(FileExistsError, match=f"again{suffix}: exists; name another file or pass --overwrite"):
+        convert(None, str(tmp_path / "out"), str(file), False, False)
+    convert(None, str(tmp_path / "out"), str(file), True, False)
+    with pytest.raises(ValueError, match="written as .safetensors or .pth"):
+        convert(None, str(tmp_path / "out"), str(tmp_path / "again"), False, False)
+
+
+def test_what_does_not_go_together(tmp_path):
+    config = tiny_config()
+    save_torch(tiny_state_dict(config), tmp_path / "weights.pth")
+    file, out = str(tmp_path / "weights.pth"), str(tmp_path / "out")
+    with pytest.raises(ValueError, match="weights.pth: --config is needed"):
+        convert(None, file, out, False, False)
+    with pytest.raises(ValueError, match="--hugging_face writes a checkpoint for transformers; make one of this first"):
+        convert(config, file, out, False, False, hugging_face=True)
+    convert(config, file, out, False, False)
+    with pytest.raises(ValueError, match="leave --config and --new_class_head out"):
+        convert(config, out, str(tmp_path / "back.pth"), False, False)
+    with pytest.raises(ValueError, match="Mask2Former alone, not FASeg"):
+        convert(None, out, str(tmp_path / "theirs"), False, False, hugging_face=True)
+    with pytest.raises(ValueError, match="not a checkpoint directory"):
+        convert(None, str(tmp_path), str(tmp_path / "back.pth"), False, False)
 
 
 def test_command_line(tmp_path):

@@ -217,7 +217,7 @@ def test_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.pth"):
         read_state_dict(tmp_path / "absent.pth")
     (tmp_path / "weights.onnx").write_bytes(b"x")
-    with pytest.raises(ValueError, match="weights.onnx: weights are read from .pth, .pt, .pkl, .safetensors files"):
+    with pytest.raises(ValueError, match="weights.onnx: weights are read from .pth, .pt, .bin, .pkl, .saf"):
         read_state_dict(tmp_path / "weights.onnx")
 
 

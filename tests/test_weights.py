@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from fasseg_jax.config import load_config
 from fasseg_jax.weight_rules import BACKBONE_RULES, MODEL_RULES, TORCHVISION_RULES
-from fasseg_jax.weights import convert_backbone, convert_state_dict, holds_whole_model
+from fasseg_jax.weights import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
 from tests.weight_cases import OFFICIAL, model_shapes, official_state_dict, tiny_config, tiny_state_dict
 
 
@@ -109,6 +109,30 @@ def test_swin_values_go_where_they_belong():
     np.testing.assert_array_equal(
         params["stage1_merge"]["reduction"]["kernel"], state_dict["backbone.layers.1.downsample.reduction.weight"].T
     )
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+def test_back_to_pytorch_bit_for_bit(backbone):
+    config = tiny_config(backbone)
+    state_dict = tiny_state_dict(config)
+    back = to_state_dict(convert_state_dict(state_dict, config.model))
+    assert back.keys() == state_dict.keys()
+    for name, value in back.items():
+        assert value.flags.c_contiguous
+        np.testing.assert_array_equal(value, state_dict[name], err_msg=name)
+
+
+def test_names_are_those_of_the_official_program_again():
+    state_dict = official_state_dict("mask2former_r50_ade20k")
+    variables = convert_state_dict(state_dict, load_config("configs/ade20k.py:mask2former_r50").model)
+    back = to_state_dict(variables)
+    assert {name: value.shape for name, value in back.items()} == {k: v.shape for k, v in state_dict.items()}
+
+
+def test_variables_without_a_name_in_transformers():
+    _, _, variables = tiny()
+    with pytest.raises(ValueError, match="have no name in the hugging_face table: .*adapt_pos2d_0"):
+        to_state_dict(variables, "hugging_face")
 
 
 def test_every_problem_is_listed_in_one_error():
