@@ -1,0 +1,46 @@
+"""Draws the pictures of the documentation, of generated scenes alone.
+
+python train.py --config configs/shapes.py --workdir runs/shapes
+python docs/pictures/draw.py runs/shapes/checkpoints/1000
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fasseg_jax import Segmenter
+from fasseg_jax.data.shapes import draw_scene
+from fasseg_jax.explain import explain
+from fasseg_jax.explanation_page import draw_explanation
+from fasseg_jax.overlay import draw_comparison
+
+FOLDER = Path(__file__).parent
+IGNORE = 255
+SIZE = (384, 512)  # pixels of a scene: finer than the model's input, as photos are
+COMPARED, EXPLAINED = (3, 8), 3  # seeds of the scenes
+QUERIES = 3
+
+
+def main(checkpoint: str) -> None:
+    """Draw all pictures with a model that was trained on such scenes."""
+    segmenter = Segmenter.from_checkpoint(checkpoint)
+    scene = lambda seed: draw_scene(np.random.default_rng(seed), SIZE, segmenter.classes.names, IGNORE)
+    rows = [(image, truth, segmenter(image).labels) for image, truth in map(scene, COMPARED)]
+    save(Image.fromarray(draw_comparison(rows, segmenter.classes)), "comparison")
+    image, _ = scene(EXPLAINED)
+    labels = segmenter(image).labels
+    explanation = explain(segmenter, image, labels, QUERIES)
+    save(draw_explanation(explanation, image, labels, segmenter.classes, "What the model looked at"), "explanation")
+
+
+def save(picture: Image.Image, name: str) -> None:
+    """Write a picture in the smallest form that browsers show."""
+    path = FOLDER / f"{name}.webp"
+    picture.save(path, quality=82, method=6)
+    print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size // 1000} kB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
