@@ -24,6 +24,8 @@ def tiny_config() -> ConfigDict:
     config.model.decoder.num_layers = 2
     config.inference.short_side = 64
     config.inference.max_long_side = 128
+    config.inference.multi_scale.update(short_sides=(32, 64), max_long_side=128)
+    config.augmentation.crop = (64, 96)  # the size of sliding windows
     return config
 
 
