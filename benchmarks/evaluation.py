@@ -47,7 +47,7 @@ def compute_labels(segmenter: Segmenter, images: list[np.ndarray]) -> float:
     start = time.perf_counter()
     before = None
     for image, network_input in zip(images, inputs, strict=True):
-        outputs = inference._predict(segmenter._model, segmenter._mesh, segmenter._variables, network_input)
+        outputs = inference._predict(segmenter.model, segmenter._mesh, segmenter.variables, network_input)
         if before:
             before.result()
         before = inference._Photo(None, image, segmenter.config, len(segmenter.classes), scores=False)

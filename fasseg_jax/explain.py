@@ -112,7 +112,7 @@ def explain(segmenter: Segmenter, image: np.ndarray, labels: np.ndarray, num_que
         )
     views = PhotoViews(image, segmenter.config)
     size, network_input = views.placements[0].size, views.input(0)
-    trace = jax.device_get(_trace(segmenter._model, segmenter._variables, network_input))
+    trace = jax.device_get(_trace(segmenter.model, segmenter.variables, network_input))
     shares = _shares(trace, labels, size)
     shown = np.argsort(-shares, kind="stable")[:num_queries]
     grid = network_input.shape[0] // COARSEST, network_input.shape[1] // COARSEST

@@ -49,6 +49,8 @@ class Segmenter:
     Attributes:
       config: the whole configuration; `model` and `inference` are used, and `augmentation.crop` for sliding windows.
       classes: names and palette of the K classes, or None if not given.
+      model: the network.
+      variables: its parameters and statistics, on every device.
       input_shapes: padded (height, width) of the network's inputs so far, each of which was compiled or loaded.
     """
 
@@ -73,10 +75,10 @@ class Segmenter:
         self.config.inference = inference_settings(config)
         self.classes = classes
         self.input_shapes: set[tuple[int, int]] = set()
-        self._model = build_model(config.model)
+        self.model = build_model(config.model)
         devices = list(devices or jnp.zeros(()).devices())
         self._mesh = Mesh(np.array(devices), (DATA,))
-        self._variables = jax.device_put(variables, replicated(self._mesh))
+        self.variables = jax.device_put(variables, replicated(self._mesh))
 
     @classmethod
     def from_checkpoint(
@@ -157,7 +159,7 @@ class Segmenter:
         for batch, images in map_ahead(functools.partial(_network_input, size=size), batches):
             self.input_shapes.add(images.shape[1:3])
             images = jax.device_put(images, batch_sharding(self._mesh))
-            outputs = _predict(self._model, self._mesh, self._variables, images)
+            outputs = _predict(self.model, self._mesh, self.variables, images)
             # While the devices compute these, whoever asked takes the results of those before.
             yield from (photo.result() for photo in complete)
             for (photo, _), output in zip(batch, _divide(outputs, devices, per_device), strict=False):
