@@ -12,6 +12,7 @@ import dataclasses
 import io
 import ipaddress
 import json
+import signal
 import socket
 import threading
 import time
@@ -262,6 +263,7 @@ def main(argv: list[str]) -> int:
         server = DemoServer(segmenter, values.host, values.port)
     except OSError as error:
         return complain(f"cannot listen on {values.host}, port {values.port}: {error.strerror}", status=2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in a shell's background else ignores
     print(f"Open {server.url} in a browser; Ctrl-C ends.", flush=True)
     if not server.local:
         print("Anyone who reaches this machine over the network can use the page.", flush=True)
