@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fasseg_jax import dfpq, hrca
 from fasseg_jax.attention import MultiheadAttention
-from fasseg_jax.layers import Dtype, layer_norm, torch_linear
+from fasseg_jax.layers import Dtype, LayerNorm, relu, torch_linear
 from fasseg_jax.pixel_decoder import PixelFeatures
 from fasseg_jax.resizing import resize_bilinear
 
@@ -83,13 +83,13 @@ class DecoderLayer(nn.Module):
         c, xavier = x.shape[-1], nn.initializers.xavier_uniform()
         cross_attention = MultiheadAttention(self.num_heads, self.dtype, name="cross_attention")
         y, attention = cross_attention(x + cross_positions, memory + memory_positions, memory, allowed)
-        x = layer_norm(self.dtype, "cross_norm")(x + y)
+        x = LayerNorm(self.dtype, name="cross_norm")(x + y)
         positioned = x + self_positions
         y, _ = MultiheadAttention(self.num_heads, self.dtype, name="self_attention")(positioned, positioned, x)
-        x = layer_norm(self.dtype, "self_norm")(x + y)
-        y = nn.relu(torch_linear(c, self.ffn_dim, self.dtype, xavier, "linear1")(x))
+        x = LayerNorm(self.dtype, name="self_norm")(x + y)
+        y = relu(torch_linear(c, self.ffn_dim, self.dtype, xavier, "linear1")(x))
         y = torch_linear(self.ffn_dim, c, self.dtype, xavier, "linear2")(y)
-        return layer_norm(self.dtype, "ffn_norm")(x + y), attention
+        return LayerNorm(self.dtype, name="ffn_norm")(x + y), attention
 
 
 class Decoder(nn.Module):
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         self.layer = [layer_type(self.num_heads, self.ffn_dim, self.dtype) for _ in range(self.num_layers)]
         if self.positional_queries == "dfpq":
             self.adapt_pos2d = [torch_linear(c, c, self.dtype) for _ in range(2)]
-        self.decoder_norm = layer_norm(self.dtype)
+        self.decoder_norm = LayerNorm(self.dtype)
         self.class_embed = torch_linear(c, self.num_classes + 1, jnp.float32)
         self.mask_embed = [torch_linear(c, c, self.dtype) for _ in range(3)]
 
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
         normed = self.decoder_norm(x)
         embeddings = normed
         for linear in self.mask_embed[:-1]:
-            embeddings = nn.relu(linear(embeddings))
+            embeddings = relu(linear(embeddings))
         return self.class_embed(normed), self.mask_embed[-1](embeddings).astype(jnp.float32)
 
     def _mask_probabilities(self, x: jax.Array, mask_features: jax.Array) -> jax.Array:
@@ -217,7 +217,7 @@ class Decoder(nn.Module):
     def _adapt(self, focus: jax.Array, embed: jax.Array) -> jax.Array:
         """q_pos = h(A . P_s + E), h a two-layer perceptron shared by all layers."""
         first, second = self.adapt_pos2d
-        query_positions = second(nn.relu(first(focus + embed)))
+        query_positions = second(relu(first(focus + embed)))
         self.sow("intermediates", "query_positions", query_positions)
         return query_positions
 

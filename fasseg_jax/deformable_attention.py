@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fasseg_jax.layers import Dtype
+from fasseg_jax.parallel import DATA, on_each_device
 
 __all__ = ["DeformableAttention", "Shapes", "deformable_sample", "reference_points"]
 
@@ -42,15 +43,16 @@ def deformable_sample(
       locations: (B, Q, M, levels, P, 2), xy in [0, 1] with pixel centres at half-integers; zero outside.
       weights: (B, Q, M, levels, P).
       shapes: (h, w) of each level, a tuple of tuples.
-      method: "gather", "dense" (products; emulated, slowly, where there is no TPU), or "auto": dense if JAX has one
-        device, a TPU. To compile for a TPU elsewhere, name "dense".
+      method: "gather", "dense" (products; emulated, slowly, where there is no TPU), or "auto": dense on TPUs, unless
+        there are several and no mesh says how images lie on them (see `parallel.on_each_device`). To compile for a TPU
+        elsewhere, name "dense".
 
     Returns:
       (B, Q, M, D) in the dtype of `values`; coordinates, weights and the sum are float32.
     """
     with jax.named_scope("deformable_sample"):
         sample = _dense().dense_sample if _is_dense(method) else _gather_sample
-        return sample(values, locations, weights, shapes=shapes)
+        return on_each_device(functools.partial(sample, shapes=shapes))(values, locations, weights)
 
 
 def _sample_forward(values, locations, weights, shapes, method):
@@ -60,15 +62,17 @@ def _sample_forward(values, locations, weights, shapes, method):
 def _sample_backward(shapes, method, inputs, gradient):
     with jax.named_scope("deformable_sample_gradients"):
         gradients = _dense().dense_sample_gradients if _is_dense(method) else _gather_sample_gradients
-        return gradients(*inputs, gradient, shapes=shapes)
+        return on_each_device(functools.partial(gradients, shapes=shapes))(*inputs, gradient)
 
 
 deformable_sample.defvjp(_sample_forward, _sample_backward)
 
 
 def _is_dense(method: str) -> bool:
-    # XLA cannot divide the kernel of the dense formulation among devices.
-    return method == "dense" or (method == "auto" and jax.default_backend() == "tpu" and jax.device_count() == 1)
+    if method != "auto":
+        return method == "dense"
+    alone = jax.device_count() == 1 or DATA in jax.sharding.get_abstract_mesh().axis_names
+    return jax.default_backend() == "tpu" and alone
 
 
 def _dense():

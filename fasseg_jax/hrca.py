@@ -6,6 +6,7 @@ All numbers of tokens follow from the input size alone, so the selection is a st
 import jax
 import jax.numpy as jnp
 
+from fasseg_jax.parallel import on_each_device
 from fasseg_jax.resizing import resize_bilinear
 
 __all__ = ["WINDOW", "gather_tokens", "select_pixels", "select_windows", "window_tokens"]
@@ -23,8 +24,7 @@ def select_windows(attention: jax.Array, omega: int) -> jax.Array:
     Returns:
       (B, k) int32, row-major stride-32 tokens, the most attended first (equation 6).
     """
-    k = max(1, attention.shape[-1] // omega)
-    return jax.lax.top_k(attention.sum(axis=1), k)[1]
+    return top_places(attention.sum(axis=1), max(1, attention.shape[-1] // omega))
 
 
 def window_tokens(windows: jax.Array, width: int) -> jax.Array:
@@ -51,7 +51,12 @@ def select_pixels(attention: jax.Array, omega: int, shape: tuple[int, int]) -> j
     scores = attention.sum(axis=1).reshape(-1, h, w, 1)  # (B, N) -> (B, h, w, 1)
     scores = resize_bilinear(scores, (h * WINDOW, w * WINDOW)).reshape(attention.shape[0], -1)  # (B, 64 N)
     k = max(1, attention.shape[-1] // omega)
-    return jax.lax.top_k(scores, k * WINDOW**2)[1]
+    return top_places(scores, k * WINDOW**2)
+
+
+def top_places(scores: jax.Array, k: int) -> jax.Array:
+    """Places of the k largest scores of each image, the largest first: (B, N) -> (B, k) int32."""
+    return on_each_device(lambda scores: jax.lax.top_k(scores, k)[1])(scores)
 
 
 def gather_tokens(feature: jax.Array, tokens: jax.Array) -> jax.Array:

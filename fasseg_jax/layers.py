@@ -1,4 +1,7 @@
-"""Layers shared by backbone, pixel decoder and decoder: convolutions, norms, initialisers.
+"""Layers shared by backbone, pixel decoder and decoder: convolutions, norms, activations, initialisers.
+
+Derivatives of norms and activations are written by hand so that training keeps one array for each, no more: those that
+JAX derives keep up to four.
 
 Axis letters of the whole package: B images; H, W padded input size; h, w a feature map's size; C hidden width; Q
 queries; K classes; M attention heads; D = C / M; L decoder layers; N tokens of a map, N = h * w, row-major.
@@ -10,7 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-__all__ = ["DepthwiseConv", "FrozenBatchNorm", "PointwiseConv", "batch_norm", "layer_norm", "torch_linear"]
+__all__ = [
+    "DepthwiseConv",
+    "FrozenBatchNorm",
+    "LayerNorm",
+    "PointwiseConv",
+    "batch_norm",
+    "gelu",
+    "relu",
+    "torch_linear",
+]
 
 Dtype = Any
 Initializer = jax.nn.initializers.Initializer
@@ -39,9 +51,64 @@ def torch_linear(
     return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
 
 
-def layer_norm(dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
-    """Layer norm over the last axis; statistics in float32, the variance in two passes as PyTorch computes it."""
-    return nn.LayerNorm(epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0). Its derivative needs the result alone, which the next layer keeps anyway, and not `x`."""
+    return jnp.maximum(x, 0)
+
+
+relu.defvjp(lambda x: (relu(x),) * 2, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """X Phi(x), the exact GELU: Phi is the normal distribution. Of it only `x` is kept."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_gradient(x, gradient):
+    normal = jax.scipy.stats.norm
+    return (gradient * (normal.cdf(x) + x * normal.pdf(x)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
+
+
+@jax.custom_vjp
+def normalise_channels(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Layer norm over the last axis of x, float32; kept are `x` and two numbers for each of its rows."""
+    return _normalise_forward(x, scale, bias)[0]
+
+
+def _normalise_forward(x, scale, bias):
+    mean = x.mean(axis=-1, keepdims=True)
+    # In two passes, as PyTorch computes it.
+    rate = jax.lax.rsqrt(jnp.square(x - mean).mean(axis=-1, keepdims=True) + EPSILON)
+    return (x - mean) * (rate * scale) + bias, (x, mean, rate, scale)
+
+
+def _normalise_backward(kept, gradient):
+    x, mean, rate, scale = kept
+    normed, scaled = (x - mean) * rate, gradient * scale
+    along = (scaled * normed).mean(axis=-1, keepdims=True)
+    by_x = rate * (scaled - scaled.mean(axis=-1, keepdims=True) - normed * along)
+    sum_rows = lambda y: y.reshape(-1, y.shape[-1]).sum(axis=0)  # (..., C) -> (C,)
+    return by_x, sum_rows(gradient * normed), sum_rows(gradient)
+
+
+normalise_channels.defvjp(_normalise_forward, _normalise_backward)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis; all of it in float32."""
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return normalise_channels(x.astype(jnp.float32), scale, bias).astype(self.dtype)
 
 
 class PointwiseConv(nn.Module):

@@ -1,6 +1,7 @@
 """Devices as a mesh, and how arrays lie on it: the batch is sharded, parameters are replicated or sharded."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ __all__ = [
     "exchange",
     "gather",
     "make_mesh",
+    "on_each_device",
     "put_batch",
     "replicated",
     "state_shardings",
@@ -57,6 +59,20 @@ def state_shardings(state: Any, mesh: Mesh, shard_parameters: bool) -> Any:
         return replicated(mesh)
 
     return jax.tree.map(sharding, state)
+
+
+def on_each_device(function: Callable) -> Callable:
+    """`function` of arrays (B, ...), computed by each device for its own images, where XLA would not see that it can.
+
+    For what treats images alike but hides it: rows gathered from all images in one, a kernel, a library call. Of these
+    XLA would bring all images to every device. It takes effect where a mesh is set whose axis `DATA` divides the images
+    (`jax.sharding.use_abstract_mesh`, as in the training step); within `jax.shard_map` images are divided already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if DATA not in mesh.auto_axes:
+        return function
+    images = PartitionSpec(DATA)
+    return jax.shard_map(function, mesh=mesh, in_specs=images, out_specs=images, check_vma=False)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

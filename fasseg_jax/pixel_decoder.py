@@ -11,9 +11,10 @@ from fasseg_jax.layers import (
     EPSILON,
     DepthwiseConv,
     Dtype,
+    LayerNorm,
     PointwiseConv,
     he_uniform_a1,
-    layer_norm,
+    relu,
     torch_linear,
 )
 from fasseg_jax.positions import sine_positions
@@ -56,10 +57,10 @@ class EncoderLayer(nn.Module):
         attention = DeformableAttention(
             self.num_heads, self.num_points, self.deformable_attention, self.dtype, name="attention"
         )
-        x = layer_norm(self.dtype, "norm1")(x + attention(x + positions, x, shapes))
-        y = nn.relu(torch_linear(c, self.ffn_dim, self.dtype, xavier, "linear1")(x))
+        x = LayerNorm(self.dtype, name="norm1")(x + attention(x + positions, x, shapes))
+        y = relu(torch_linear(c, self.ffn_dim, self.dtype, xavier, "linear1")(x))
         y = torch_linear(self.ffn_dim, c, self.dtype, xavier, "linear2")(y)
-        return layer_norm(self.dtype, "norm2")(x + y)
+        return LayerNorm(self.dtype, name="norm2")(x + y)
 
 
 class PixelDecoder(nn.Module):
@@ -102,7 +103,7 @@ class PixelDecoder(nn.Module):
             kernel_init=he_uniform_a1,
             name="output_conv",
         )(y)
-        y = nn.relu(group_norm(self.dtype, "output_norm")(y))
+        y = relu(group_norm(self.dtype, "output_norm")(y))
         # float32, as the mask logits that are formed from them
         mask_features = PointwiseConv(
             self.hidden_dim, dtype=jnp.float32, kernel_init=he_uniform_a1, name="mask_features"
@@ -135,17 +136,26 @@ class PixelDecoder(nn.Module):
         positions = jnp.concatenate(
             [(p + level_embed[i]).reshape(b, -1, c) for i, p in enumerate(positions)], axis=1
         )  # (B, N, C)
-        layer_type = nn.remat(EncoderLayer, static_argnums=(3,)) if self.remat else EncoderLayer
-        for i in range(self.num_layers):
-            layer = layer_type(
-                self.num_heads,
-                self.num_points,
-                self.ffn_dim,
-                self.deformable_attention,
-                self.dtype,
-                name=f"encoder_{i}",
-            )
-            tokens = layer(tokens, positions, shapes)
+        tokens = self._scan_layers(tokens, positions, shapes)
         ends = np.cumsum([h * w for h, w in shapes])[:-1].tolist()
         parts = jnp.split(tokens, ends, axis=1)
         return [part.reshape(b, h, w, c) for part, (h, w) in zip(parts, shapes, strict=True)]  # (B, N_s, C) -> map
+
+    def _scan_layers(self, tokens: jax.Array, positions: jax.Array, shapes: Shapes) -> jax.Array:
+        """All encoder layers, as one loop over their stacked parameters.
+
+        A layer is compiled once, not six times; and in training the gradients of a layer's parameters are found before
+        those of the layer below, as XLA's scheduler would not have it, which keeps far fewer activations in memory.
+        """
+        arguments = self.num_heads, self.num_points, self.ffn_dim, self.deformable_attention, self.dtype
+        layers = [EncoderLayer(*arguments, name=f"encoder_{i}") for i in range(self.num_layers)]
+        if self.is_initializing():
+            for layer in layers:
+                tokens = layer(tokens, positions, shapes)
+            return tokens
+
+        def apply(tokens, params):
+            return EncoderLayer(*arguments, name="encoder").apply({"params": params}, tokens, positions, shapes), None
+
+        params = jax.tree.map(lambda *each: jnp.stack(each), *[layer.variables["params"] for layer in layers])
+        return jax.lax.scan(jax.checkpoint(apply) if self.remat else apply, tokens, params)[0]

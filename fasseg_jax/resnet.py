@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fasseg_jax.layers import Dtype, PointwiseConv, batch_norm, he_normal_fan_out
+from fasseg_jax.layers import Dtype, PointwiseConv, batch_norm, he_normal_fan_out, relu
 
 __all__ = ["ResNet"]
 
@@ -27,7 +27,7 @@ class Bottleneck(nn.Module):
         def norm(name, x):
             return batch_norm(self.norm, self.dtype, name)(x, use_running_average=not train)
 
-        y = nn.relu(norm("norm1", pointwise(self.width, "conv1")(x)))
+        y = relu(norm("norm1", pointwise(self.width, "conv1")(x)))
         y = nn.Conv(
             self.width,
             (3, 3),
@@ -38,11 +38,11 @@ class Bottleneck(nn.Module):
             kernel_init=he_normal_fan_out,
             name="conv2",
         )(y)
-        y = nn.relu(norm("norm2", y))
+        y = relu(norm("norm2", y))
         y = norm("norm3", pointwise(4 * self.width, "conv3")(y))
         if x.shape != y.shape:
             x = norm("shortcut_norm", pointwise(4 * self.width, "shortcut", self.strides)(x))
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
             kernel_init=he_normal_fan_out,
             name="stem_conv",
         )(images)
-        x = nn.relu(batch_norm(self.norm, self.dtype, "stem_norm")(x, use_running_average=not train))
+        x = relu(batch_norm(self.norm, self.dtype, "stem_norm")(x, use_running_average=not train))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         block_type = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
         features = []

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fasseg_jax.layers import Dtype, layer_norm
+from fasseg_jax.layers import Dtype, LayerNorm, gelu
 
 __all__ = ["Swin"]
 
@@ -63,8 +63,8 @@ class WindowAttention(nn.Module):
         table = self.param("relative_position_bias", truncated_normal, ((2 * self.window - 1) ** 2, heads))
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)  # (w*w, w*w, heads) -> (heads, w*w, w*w)
         qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=truncated_normal, name="qkv")(x)
-        qkv = qkv.reshape(b, windows, tokens, 3, heads, c // heads)
-        q, k, v = qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]  # (B, windows, w*w, heads, C/heads)
+        # Split, not indexed: so the gradient is a concatenation, not a sum of three padded arrays.
+        q, k, v = (x.reshape(b, windows, tokens, heads, c // heads) for x in jnp.split(qkv, 3, axis=-1))
         q = q * (c // heads) ** -0.5
         logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k, preferred_element_type=jnp.float32) + bias
         if shift_bias is not None:
@@ -90,7 +90,7 @@ class SwinBlock(nn.Module):
         # Drop path: a whole residual branch is dropped for an image.
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)
 
-        y = layer_norm(self.dtype, "norm1")(x)
+        y = LayerNorm(self.dtype, name="norm1")(x)
         pad_h, pad_w = -h % self.window, -w % self.window
         y = jnp.pad(y, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))  # after the norm: padded tokens are zero
         shift_bias = None
@@ -104,9 +104,9 @@ class SwinBlock(nn.Module):
             y = jnp.roll(y, (self.shift, self.shift), axis=(1, 2))
         x = x + drop_path(y[:, :h, :w])
 
-        y = layer_norm(self.dtype, "norm2")(x)
+        y = LayerNorm(self.dtype, name="norm2")(x)
         y = nn.Dense(self.mlp_ratio * c, dtype=self.dtype, kernel_init=truncated_normal, name="fc1")(y)
-        y = nn.gelu(y, approximate=False)
+        y = gelu(y)
         y = nn.Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="fc2")(y)
         return x + drop_path(y)
 
@@ -121,7 +121,7 @@ class PatchMerging(nn.Module):
         _, h, w, c = x.shape
         x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
         corners = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-        x = layer_norm(self.dtype, "norm")(jnp.concatenate(corners, axis=-1))
+        x = LayerNorm(self.dtype, name="norm")(jnp.concatenate(corners, axis=-1))
         return nn.Dense(2 * c, use_bias=False, dtype=self.dtype, kernel_init=truncated_normal, name="reduction")(x)
 
 
@@ -144,7 +144,7 @@ class Swin(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> list[jax.Array]:
         x = nn.Conv(self.embed_dim, (4, 4), 4, padding="VALID", dtype=self.dtype, name="patch_embed")(images)
-        x = layer_norm(self.dtype, "patch_norm")(x)
+        x = LayerNorm(self.dtype, name="patch_norm")(x)
         drop_path = iter(np.linspace(0, self.drop_path, sum(self.blocks)).tolist())
         block_type = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat else SwinBlock
         features = []
@@ -157,5 +157,5 @@ class Swin(nn.Module):
                 x = block_type(heads, self.window, shift, self.mlp_ratio, next(drop_path), self.dtype, name=name)(
                     x, train
                 )
-            features.append(layer_norm(self.dtype, f"norm{stage}")(x))
+            features.append(LayerNorm(self.dtype, name=f"norm{stage}")(x))
         return features

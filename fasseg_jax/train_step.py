@@ -120,7 +120,8 @@ def make_train_step(
     def step(state: TrainState, images: jax.Array, targets: Targets) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         compute = gradient_function if num_parts == 1 else accumulated_gradients
-        gradients, (terms, batch_stats) = compute(state.params, state.batch_stats, images, targets, key)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # deformable attention divides its work by it
+            gradients, (terms, batch_stats) = compute(state.params, state.batch_stats, images, targets, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from fasseg_jax.attention import MultiheadAttention
-from fasseg_jax.layers import DepthwiseConv, PointwiseConv, batch_norm, torch_linear
+from fasseg_jax.layers import DepthwiseConv, LayerNorm, PointwiseConv, batch_norm, gelu, relu, torch_linear
 from fasseg_jax.positions import sine_positions
 
 X = np.random.default_rng(0).standard_normal((2, 7, 5, 12)).astype(np.float32)
@@ -47,6 +48,53 @@ def test_batch_norm_uses_batch_statistics_and_keeps_running_ones():
     np.testing.assert_allclose(ours, (X - mean) / np.sqrt(var + 1e-5), atol=1e-5)
     np.testing.assert_allclose(state["batch_stats"]["mean"], 0.1 * mean, atol=1e-6)
     np.testing.assert_allclose(state["batch_stats"]["var"], 0.9 + 0.1 * var, atol=1e-5)
+
+
+def values_and_gradients(function, x):
+    """Of a function of one array, and of its sum weighted by sines, in JAX."""
+    weights = np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
+    gradient = jax.grad(lambda x: (weights * function(x)).sum())(x)
+    return function(x), gradient, weights
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(relu, torch.relu), (gelu, torch.nn.functional.gelu)], ids=["relu", "gelu"]
+)
+def test_activations_and_derivatives_are_pytorchs(ours, theirs):
+    x = np.concatenate([3 * X.ravel(), [0, -20, 20]]).astype(np.float32)
+    values, gradient, weights = values_and_gradients(ours, x)
+    leaf = torch.tensor(x.astype(np.float64), requires_grad=True)
+    expected = theirs(leaf)
+    (expected_gradient,) = torch.autograd.grad((torch.tensor(weights) * expected).sum(), leaf)
+    np.testing.assert_allclose(values, expected.detach(), atol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
+def test_layer_norm_and_derivatives_are_pytorchs():
+    rng = np.random.default_rng(0)
+    x = (5 * X + 3).astype(np.float32)
+    params = {name: rng.standard_normal(12).astype(np.float32) for name in ("scale", "bias")}
+    apply = lambda x, params: LayerNorm().apply({"params": params}, x)
+    values, by_x, weights = values_and_gradients(lambda x: apply(x, params), x)
+    by_params = jax.grad(lambda params: (weights * apply(x, params)).sum())(params)
+
+    leaves = [torch.tensor(each.astype(np.float64), requires_grad=True) for each in (x, *params.values())]
+    expected = torch.nn.functional.layer_norm(leaves[0], (12,), *leaves[1:], eps=1e-5)
+    gradients = torch.autograd.grad((torch.tensor(weights) * expected).sum(), leaves)
+    np.testing.assert_allclose(values, expected.detach(), atol=1e-5)
+    for ours, theirs in zip((by_x, by_params["scale"], by_params["bias"]), gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_activations_keep_one_array():
+    """What the hand-written derivatives are for: nothing is kept but the input (ReLU: the result)."""
+    for function in (relu, gelu):
+        kept = jax.tree.leaves(jax.vjp(function, jnp.asarray(X))[1])
+        assert [x.shape for x in kept if jnp.ndim(x)] == [X.shape]
+    module = LayerNorm()
+    variables = module.init(jax.random.key(0), X)
+    kept = jax.tree.leaves(jax.vjp(module.apply, variables, jnp.asarray(X))[1])
+    assert sum(x.size for x in kept if jnp.ndim(x)) == X.size + 2 * X[..., 0].size + X.shape[-1]
 
 
 def test_attention():

@@ -1,10 +1,16 @@
 """The jitted step: accumulation, averaging, precision, memory saving, no transfers."""
 
+import math
+import re
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training_runs import ROOT, environment
 
 from fasseg_jax.matching import Targets
 from fasseg_jax.model import build_model, initial_variables
@@ -141,3 +147,32 @@ def test_variants_have_the_same_gradients(config, field, value, tolerance):
         gradients.append(state.opt_state)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients[1]))
     assert relative_difference(gradients[1], gradients[0]) < tolerance
+
+
+PRINT_STEP = """
+import sys
+import jax
+sys.path.insert(0, "tests")
+import test_train_step as tests
+from tiny_model import tiny_config
+
+config = tiny_config()
+config.loss.num_points = 32
+step, state = tests.start(config)
+print(sum(x.size for x in jax.tree.leaves(state.params)))
+print(step.lower(state, *tests.batch(8)).compile().as_text())
+"""
+
+
+def test_devices_exchange_gradients_and_nothing_else():
+    """On eight devices; images, features and masks stay where they are."""
+    result = subprocess.run(
+        [sys.executable, "-c", PRINT_STEP], cwd=ROOT, env=environment(8), capture_output=True, text=True, check=True
+    )
+    parameters, program = result.stdout.split("\n", 1)
+    collectives = r"= (\(.*?\)|\S+) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    found = re.findall(collectives, program)
+    assert {kind for _, kind in found} == {"all-reduce"}
+    sizes = [re.findall(r"\w+\[([\d,]*)\]", shapes) for shapes, _ in found]
+    numbers = sum(math.prod(map(int, filter(None, size.split(",")))) for shapes in sizes for size in shapes)
+    assert int(parameters) <= numbers < 1.05 * int(parameters)  # some gradients come in two parts
