@@ -67,8 +67,8 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _gelu_gradient(x, gradient):
-    normal = jax.scipy.stats.norm
-    return (gradient * (normal.cdf(x) + x * normal.pdf(x)).astype(x.dtype),)
+    y, normal = x.astype(jnp.float32), jax.scipy.stats.norm
+    return (gradient * (normal.cdf(y) + y * normal.pdf(y)).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)

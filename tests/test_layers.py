@@ -86,6 +86,17 @@ def test_layer_norm_and_derivatives_are_pytorchs():
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_activations_in_bfloat16():
+    """As in float32 but for the rounding of what goes in and comes out, of derivatives too."""
+    params = {"scale": np.full(12, 2, np.float32), "bias": np.ones(12, np.float32)}
+    norm = lambda x: LayerNorm(x.dtype).apply({"params": params}, x)
+    both = lambda function, x: (function(x), jax.grad(lambda x: function(x)[..., :5].sum())(x))
+    for function in (relu, gelu, norm):
+        for one, other in zip(both(function, jnp.asarray(X, jnp.bfloat16)), both(function, X), strict=True):
+            assert one.dtype == jnp.bfloat16
+            np.testing.assert_allclose(one.astype(np.float32), other, rtol=2e-2, atol=3e-2)
+
+
 def test_activations_keep_one_array():
     """What the hand-written derivatives are for: nothing is kept but the input (ReLU: the result)."""
     for function in (relu, gelu):

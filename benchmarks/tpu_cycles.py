@@ -1,0 +1,153 @@
+"""Cycles of a program compiled for a TPU, without a TPU: what the compiler writes beside its operations, and schedules.
+
+Import it before jax. Of each operation the compiler notes an estimate of cycles, of a loop those of its body count as
+often as it runs. A Pallas kernel has no such note; its cycles are counted in its final schedule, which the compiler
+writes on request. Copies into fast memory are not counted, nor what is sent between chips.
+"""
+
+import atexit
+import collections
+import dataclasses
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the TPU library looks for a machine that is not there
+os.environ["TPU_SCHEDULES"] = tempfile.mkdtemp()
+os.environ["LIBTPU_INIT_ARGS"] = (
+    f"--xla_jf_dump_to={os.environ['TPU_SCHEDULES']} --xla_jf_dump_llo_text=true"
+    " --xla_jf_dump_llo_pass_label_regex=final_bundles"
+)
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from fasseg_jax.deformable_attention import Shapes, compass_bias, reference_points
+from fasseg_jax.deformable_attention_dense import chunk_bounds
+
+__all__ = ["CYCLES_PER_MS", "Cycles", "feature_shapes", "kernel_cycles", "program_cycles"]
+
+SCHEDULES = Path(os.environ["TPU_SCHEDULES"])
+atexit.register(shutil.rmtree, SCHEDULES, ignore_errors=True)
+
+CYCLES_PER_MS = {"v5e": 1.5e6}  # 197 TFLOP/s of four matrix units of 128 x 128
+MATRIX_UNIT_LATENCY = 125  # cycles from a product to its result, in the compiler's own critical paths
+SAMPLING = "deformable_sample"  # in the names of all operations of it; the kernel of its derivative:
+GRADIENTS = "deformable_sample_gradients"
+
+
+@dataclasses.dataclass
+class Cycles:
+    """Of a program, kernels apart.
+
+    Attributes:
+      everything: of all operations.
+      sampling: of those around the kernels of deformable attention.
+      kernels: how often each kernel runs, by name.
+    """
+
+    everything: float = 0.0
+    sampling: float = 0.0
+    kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, other: "Cycles", times: int) -> None:
+        """Adds those of a part that runs so many times."""
+        self.everything += times * other.everything
+        self.sampling += times * other.sampling
+        for name, count in other.kernels.items():
+            self.kernels[name] += times * count
+
+
+def program_cycles(program: str, loop_length: int = 1) -> Cycles:
+    """Of the text of a compiled program; loops whose length only the data decide count `loop_length` times."""
+    computations = {}
+    for block in re.split(r"\n(?=%|ENTRY)", program):
+        header = re.match(r"(ENTRY )?%?([\w.-]+)", block)
+        computations["ENTRY" if header[1] else header[2]] = block.splitlines()[1:]
+
+    def count(computation: str) -> Cycles:
+        total = Cycles()
+        for line in computations[computation]:
+            sampling = bool(re.search(rf'op_name="[^"]*{SAMPLING}', line))
+            if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
+                length = re.search(r'known_trip_count":{"n":"(\d+)"', line)
+                total.add(count(loop[1]), int(length[1]) if length else loop_length)
+            elif branches := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line):
+                parts = [count(name.strip(" %")) for name in branches[1].split(",")]
+                total.add(max(parts, key=lambda part: part.everything), 1)
+            elif cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+                total.add(Cycles(int(cycles[1]), int(cycles[1]) * sampling), 1)
+            elif 'custom_call_target="tpu_custom_call"' in line and sampling:
+                total.kernels[GRADIENTS if GRADIENTS in line else SAMPLING] += 1
+        return total
+
+    return count("ENTRY")
+
+
+def feature_shapes(height: int, width: int) -> Shapes:
+    """Of the levels that deformable attention samples."""
+    return tuple((height // stride, width // stride) for stride in (32, 16, 8))
+
+
+def kernel_cycles(name: str, config: ConfigDict, shapes: Shapes, offset: float) -> float:
+    """Of a kernel that has just been compiled, for one layer and image.
+
+    How many chunks of a level it visits depends on how far samples lie from their queries: `offset` is the standard
+    deviation in pixels of each level, 0 the offsets that training starts from (1 to 4 pixels).
+    """
+    heads, points, levels = config.num_heads, config.pixel_decoder.num_points, len(shapes)
+    centres = reference_points(shapes)[:, None, None, None]  # (N, 1, 1, 1, 2)
+    if offset:
+        pixels = np.random.default_rng(0).normal(0, offset, (len(centres), heads, levels, points, 2))
+    else:
+        pixels = compass_bias(heads, levels, points)(None, (heads, levels, points, 2))
+    locations = centres + pixels / np.array([(w, h) for h, w in shapes])[:, None]
+    bounds = np.asarray(chunk_bounds(jnp.asarray(locations, jnp.float32)[None], shapes))  # (1, M, 2 * levels, tiles)
+    first, last = bounds[:, :, ::2], bounds[:, :, 1::2]
+    # The forward kernel forms a level's first chunk before the loop over the others.
+    repeats = (last - first + (name == GRADIENTS)).sum(axis=(0, 1, 3))  # of each level's loop
+    outside, loops = schedule(name)
+    if len(loops) != levels:
+        raise RuntimeError(f"the schedule of {name} has {len(loops)} loops, not one for each of {levels} levels")
+    return outside * bounds.shape[1] * bounds.shape[3] + float(repeats @ loops)
+
+
+def schedule(name: str) -> tuple[float, list[float]]:
+    """Cycles of a kernel for a tile of queries: outside its loops, and of an iteration of each loop.
+
+    The compiler's final schedule has a bundle of instructions a cycle, and is itself without the waits for results of
+    the matrix unit; these are added.
+    """
+    (file,) = (path for path in SCHEDULES.glob("*final_bundles.txt") if re.search(rf"-{name}(\.\d+)?-", path.name))
+    bundles = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", file.read_text(), re.MULTILINE)
+    regions = [(depth == ">>", [text for _, text in run]) for depth, run in itertools.groupby(bundles, lambda x: x[0])]
+    # Behind the branch at a loop's end follow some more bundles of it.
+    merged = [regions[0]]
+    for inside, run in regions[1:]:
+        if merged[-1][0] and (inside or len(run) < 8):
+            merged[-1][1].extend(run)
+        else:
+            merged.append((inside, run))
+    outside = sum(waited(run) for inside, run in merged if not inside)
+    return outside, [waited(run) for inside, run in merged if inside]
+
+
+def waited(bundles: list[str]) -> float:
+    """Cycles of bundles one after the other, with waits for the matrix units, each a queue."""
+    pops, products = (
+        sum(len(re.findall(what, bundle)) for bundle in bundles) for what in (r"vpop\.f32\.mrf", r"vmatmul")
+    )
+    time, ready = 0, collections.defaultdict(list)
+    for bundle in bundles:
+        for unit in re.findall(r"vpop\.f32\.mrf\.mxu(\d)", bundle):
+            if ready[unit]:
+                time = max(time, ready[unit].pop(0))
+        for unit in re.findall(r"vmatmul\S*\.mxu(\d)", bundle):
+            ready[unit] += [time + MATRIX_UNIT_LATENCY] * round(pops / products)
+        time += 1
+    return time
