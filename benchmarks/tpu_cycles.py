@@ -74,9 +74,10 @@ def program_cycles(program: str, loop_length: int = 1) -> Cycles:
         total = Cycles()
         for line in computations[computation]:
             sampling = bool(re.search(rf'op_name="[^"]*{SAMPLING}', line))
-            if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
-                length = re.search(r'known_trip_count":{"n":"(\d+)"', line)
-                total.add(count(loop[1]), int(length[1]) if length else loop_length)
+            if loop := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
+                # A loop of fixed length compares its counter with a constant.
+                bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(computations[loop[1]]))
+                total.add(count(loop[2]), int(bounds[0]) if bounds else loop_length)
             elif branches := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line):
                 parts = [count(name.strip(" %")) for name in branches[1].split(",")]
                 total.add(max(parts, key=lambda part: part.everything), 1)
@@ -123,8 +124,11 @@ def schedule(name: str) -> tuple[float, list[float]]:
     The compiler's final schedule has a bundle of instructions a cycle, and is itself without the waits for results of
     the matrix unit; these are added.
     """
-    (file,) = (path for path in SCHEDULES.glob("*final_bundles.txt") if re.search(rf"-{name}(\.\d+)?-", path.name))
-    bundles = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", file.read_text(), re.MULTILINE)
+    is_of_kernel = re.compile(rf".*-{name}(\.\d+)?-.*final_bundles\.txt").fullmatch
+    found = [path for path in SCHEDULES.iterdir() if is_of_kernel(path.name) and "analysis" not in path.name]
+    if len(found) != 1:
+        raise RuntimeError(f"the compiler wrote {len(found)} schedules of {name}: {[path.name for path in found]}")
+    bundles = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", found[0].read_text(), re.MULTILINE)
     regions = [(depth == ">>", [text for _, text in run]) for depth, run in itertools.groupby(bundles, lambda x: x[0])]
     # Behind the branch at a loop's end follow some more bundles of it.
     merged = [regions[0]]
