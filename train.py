@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from fasseg_jax.command_line import complain, parse_flags
 from fasseg_jax.data import TrainingBatches, data_classes, open_source, read_ahead
 from fasseg_jax.data.check import check_data, print_reports
-from fasseg_jax.devices import enable_compilation_cache, join_hosts
+from fasseg_jax.devices import enable_compilation_cache, join_hosts, release_compiler_memory
 from fasseg_jax.interruption import INTERRUPTED, Interruption
 from fasseg_jax.matching import Targets
 from fasseg_jax.metric_log import MetricLog, NotFiniteError, StepClock, check_finite
@@ -88,6 +88,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             profile(step - first_step, workdir)
             images, targets = put_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
             state, metrics = train_step(state, images, targets)
+            if step == first_step + 1:
+                release_compiler_memory()
             if previous:
                 check_finite(*previous)  # of the step before: the devices compute this one meanwhile
             previous = step, metrics, batch.names

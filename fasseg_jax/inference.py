@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.batching import batches_of, group_photos, map_ahead
 from fasseg_jax.checkpoint import load_checkpoint
 from fasseg_jax.classes import ClassTable
+from fasseg_jax.devices import release_compiler_memory
 from fasseg_jax.model import FASeg, build_model
 from fasseg_jax.parallel import DATA, batch_sharding, replicated
 from fasseg_jax.scores import Canvas, View
@@ -157,9 +158,12 @@ class Segmenter:
         )
         complete: list[_Photo] = []
         for batch, images in map_ahead(functools.partial(_network_input, size=size), batches):
-            self.input_shapes.add(images.shape[1:3])
+            shape = images.shape[1:3]
             images = jax.device_put(images, batch_sharding(self._mesh))
             outputs = _predict(self.model, self._mesh, self.variables, images)
+            if shape not in self.input_shapes:  # it was compiled
+                self.input_shapes.add(shape)
+                release_compiler_memory()
             # While the devices compute these, whoever asked takes the results of those before.
             yield from (photo.result() for photo in complete)
             for (photo, _), output in zip(batch, _divide(outputs, devices, per_device), strict=False):
