@@ -9,8 +9,8 @@ Mask2Former of `transformers` with Swin-T, the network of `configs/ade20k.py:mas
 run in turn, round after round, so that what else the machine does meets all alike.
 """
 
-import dataclasses
 import ctypes
+import dataclasses
 import json
 import multiprocessing
 import os
