@@ -154,8 +154,10 @@ class PixelDecoder(nn.Module):
                 tokens = layer(tokens, positions, shapes)
             return tokens
 
+        any_layer = layers[0].clone(parent=None)  # in profiles all go by the name of the first
+
         def apply(tokens, params):
-            return EncoderLayer(*arguments, name="encoder").apply({"params": params}, tokens, positions, shapes), None
+            return any_layer.apply({"params": params}, tokens, positions, shapes), None
 
         params = jax.tree.map(lambda *each: jnp.stack(each), *[layer.variables["params"] for layer in layers])
         return jax.lax.scan(jax.checkpoint(apply) if self.remat else apply, tokens, params)[0]

@@ -3,9 +3,8 @@
     python -m fasseg_jax.summary --config configs/ade20k.py:r50
     python -m fasseg_jax.summary --config configs/ade20k.py:swin_b --size 640x640 --batch 2
 
-No weights are needed or made. The arithmetic is counted twice: multiply-adds of convolutions and matrix products, which
-is what papers call FLOPs, and all floating-point operations of the program that XLA is given. The memory is that of the
-program compiled for this machine's device.
+No weights are needed or made. What is counted are the multiply-adds of convolutions and matrix products, which is what
+papers call FLOPs. The memory is that of the program compiled for this machine's device.
 """
 
 import dataclasses
@@ -52,7 +51,6 @@ class Summary:
       constants: number of values that no optimiser changes, such as the statistics of batch norm.
       published_multiply_adds: of one image, with all layers' masks at full size, as the official program computes them,
         and as training does here.
-      xla_flops: operations of the batch as XLA counts them before it optimises: all arithmetic, a loop once.
       argument_bytes, temporary_bytes, output_bytes: of the compiled program: weights and images, activations, results.
       outputs: {name: shape}.
     """
@@ -60,7 +58,6 @@ class Summary:
     parts: list[Part]
     constants: int
     published_multiply_adds: int
-    xla_flops: float
     argument_bytes: int
     temporary_bytes: int
     output_bytes: int
@@ -88,7 +85,6 @@ def summarise(config: ConfigDict, size: tuple[int, int], batch: int = 1) -> Summ
         parts=_parts(variables["params"], count_multiply_adds(traced.jaxpr.jaxpr)),
         constants=sum(leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {}))),
         published_multiply_adds=count_multiply_adds(every_layer.jaxpr).total(),
-        xla_flops=lowered.cost_analysis()["flops"],
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
@@ -160,7 +156,6 @@ def print_summary(summary: Summary, title: str, batch: int, console: Console) ->
     facts.add_row("multiply-adds", giga(summary.multiply_adds), "an image: convolutions and products, as above")
     published = giga(summary.published_multiply_adds)
     facts.add_row("as published", published, "an image: all layers' masks at full size, as papers count FLOPs")
-    facts.add_row("XLA's count", giga(summary.xla_flops), f"{images}: a multiply-add is two, padding nothing")
     facts.add_row("activations", mebibytes(summary.temporary_bytes), f"{images}: at most, compiled for {device}")
     facts.add_row("weights, input", mebibytes(summary.argument_bytes))
     for name, shape in summary.outputs.items():
