@@ -14,7 +14,7 @@ import json
 import re
 import time
 
-from tpu_cycles import CYCLES_PER_MS, feature_shapes, kernel_cycles, program_cycles
+from tpu_cycles import CYCLES_PER_MS, Kernels, program_cycles
 
 # isort: split
 import jax
@@ -49,6 +49,8 @@ def main(_):
     config = CONFIG.value
     if config.model.deformable_attention == "auto":
         config.model.deformable_attention = "dense"  # what "auto" is on a TPU
+    size, (height, width) = config.train.batch_size, config.augmentation.crop
+    kernels = Kernels(config.model, (height, width), TOPOLOGY.value)
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value)
     mesh = Mesh(np.array(topology.devices), (DATA,))
     model = build_model(config.model)
@@ -57,7 +59,6 @@ def main(_):
     state = jax.eval_shape(lambda v: TrainState.create(v, optimizer, ema=config.train.ema_decay > 0), variables)
     state = abstract(state, state_shardings(state, mesh, config.train.shard_parameters))
 
-    size, (height, width) = config.train.batch_size, config.augmentation.crop
     shard = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
     images = shard((size, height, width, 3), jnp.uint8)
     targets = Targets(
@@ -72,10 +73,7 @@ def main(_):
     program = compiled.as_text()
     found = re.findall(rf"= (?:\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
     cycles = program_cycles(program, LOOP_LENGTH.value)
-    kernels = sum(
-        runs * size // mesh.size * kernel_cycles(name, config.model, feature_shapes(height, width), OFFSET.value)
-        for name, runs in cycles.kernels.items()
-    )
+    inside = sum(runs * size // mesh.size * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
     per_ms = CYCLES_PER_MS[TOPOLOGY.value.partition(":")[0]]
     live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     result = {
@@ -88,8 +86,8 @@ def main(_):
         "memory_per_chip_gb": (live - memory.alias_size_in_bytes) / 1e9,
         "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
         "collectives": dict(collections.Counter(found)),
-        "estimated_step_ms": (cycles.everything + kernels) / per_ms,
-        "of_these_deformable_sampling_ms": (cycles.sampling + kernels) / per_ms,
+        "estimated_step_ms": (cycles.everything + inside) / per_ms,
+        "of_these_deformable_sampling_ms": (cycles.sampling + inside) / per_ms,
     }
     table = Table("measure", "value", title="Training step, compiled ahead of time")
     for name, value in result.items():

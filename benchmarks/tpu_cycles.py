@@ -5,35 +5,32 @@ often as it runs. A Pallas kernel has no such note; its cycles are counted in it
 writes on request. Copies into fast memory are not counted, nor what is sent between chips.
 """
 
-import atexit
 import collections
 import dataclasses
+import functools
 import itertools
+import json
+import multiprocessing
 import os
 import re
-import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the TPU library looks for a machine that is not there
-os.environ["TPU_SCHEDULES"] = tempfile.mkdtemp()
-os.environ["LIBTPU_INIT_ARGS"] = (
-    f"--xla_jf_dump_to={os.environ['TPU_SCHEDULES']} --xla_jf_dump_llo_text=true"
-    " --xla_jf_dump_llo_pass_label_regex=final_bundles"
-)
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from fasseg_jax.deformable_attention import Shapes, compass_bias, reference_points
-from fasseg_jax.deformable_attention_dense import chunk_bounds
+from fasseg_jax.deformable_attention_dense import chunk_bounds, dense_sample, dense_sample_gradients
 
-__all__ = ["CYCLES_PER_MS", "Cycles", "feature_shapes", "kernel_cycles", "program_cycles"]
-
-SCHEDULES = Path(os.environ["TPU_SCHEDULES"])
-atexit.register(shutil.rmtree, SCHEDULES, ignore_errors=True)
+__all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "program_cycles"]
 
 CYCLES_PER_MS = {"v5e": 1.5e6}  # 197 TFLOP/s of four matrix units of 128 x 128
 MATRIX_UNIT_LATENCY = 125  # cycles from a product to its result, in the compiler's own critical paths
@@ -90,42 +87,72 @@ def program_cycles(program: str, loop_length: int = 1) -> Cycles:
     return count("ENTRY")
 
 
-def feature_shapes(height: int, width: int) -> Shapes:
-    """Of the levels that deformable attention samples."""
-    return tuple((height // stride, width // stride) for stride in (32, 16, 8))
+class Kernels:
+    """The kernels of deformable attention, compiled for one image: their cycles depend on where it samples."""
+
+    def __init__(self, config: ConfigDict, size: tuple[int, int], topology: str):
+        """Compiles them for `config.model` and images of `size`, in a process of its own.
+
+        To be called before this process uses the TPU library, which only one process can.
+        """
+        self._config, self._shapes = config, tuple((size[0] // s, size[1] // s) for s in (32, 16, 8))
+        spawn = multiprocessing.get_context("spawn")
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (
+                f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+                " --xla_jf_dump_llo_pass_label_regex=final_bundles"
+            )
+            with ProcessPoolExecutor(1, spawn, os.putenv, ("LIBTPU_INIT_ARGS", arguments)) as process:
+                process.submit(_compile_kernels, config.to_json(), self._shapes, topology).result()
+            self._schedules = {name: _schedule(Path(folder), name) for name in (SAMPLING, GRADIENTS)}
+
+    def cycles(self, name: str, offset: float) -> float:
+        """Of a kernel, for one layer and image.
+
+        How many chunks of a level it visits depends on how far samples lie from their queries: `offset` is the standard
+        deviation in pixels of each level, 0 the offsets that training starts from (1 to 4 pixels).
+        """
+        config, shapes = self._config, self._shapes
+        heads, points, levels = config.num_heads, config.pixel_decoder.num_points, len(shapes)
+        centres = reference_points(shapes)[:, None, None, None]  # (N, 1, 1, 1, 2)
+        if offset:
+            pixels = np.random.default_rng(0).normal(0, offset, (len(centres), heads, levels, points, 2))
+        else:
+            pixels = compass_bias(heads, levels, points)(None, (heads, levels, points, 2))
+        locations = centres + pixels / np.array([(w, h) for h, w in shapes])[:, None]
+        bounds = np.asarray(chunk_bounds(jnp.asarray(locations, jnp.float32)[None], shapes))
+        first, last = bounds[:, :, ::2], bounds[:, :, 1::2]  # (1, M, levels, tiles)
+        # The forward kernel forms a level's first chunk before the loop over the others.
+        repeats = (last - first + (name == GRADIENTS)).sum(axis=(0, 1, 3))  # of each level's loop
+        outside, loops = self._schedules[name]
+        if len(loops) != levels:
+            raise RuntimeError(f"the schedule of {name} has {len(loops)} loops, not one for each of {levels} levels")
+        return outside * bounds.shape[1] * bounds.shape[3] + float(repeats @ loops)
 
 
-def kernel_cycles(name: str, config: ConfigDict, shapes: Shapes, offset: float) -> float:
-    """Of a kernel that has just been compiled, for one layer and image.
-
-    How many chunks of a level it visits depends on how far samples lie from their queries: `offset` is the standard
-    deviation in pixels of each level, 0 the offsets that training starts from (1 to 4 pixels).
-    """
-    heads, points, levels = config.num_heads, config.pixel_decoder.num_points, len(shapes)
-    centres = reference_points(shapes)[:, None, None, None]  # (N, 1, 1, 1, 2)
-    if offset:
-        pixels = np.random.default_rng(0).normal(0, offset, (len(centres), heads, levels, points, 2))
-    else:
-        pixels = compass_bias(heads, levels, points)(None, (heads, levels, points, 2))
-    locations = centres + pixels / np.array([(w, h) for h, w in shapes])[:, None]
-    bounds = np.asarray(chunk_bounds(jnp.asarray(locations, jnp.float32)[None], shapes))  # (1, M, 2 * levels, tiles)
-    first, last = bounds[:, :, ::2], bounds[:, :, 1::2]
-    # The forward kernel forms a level's first chunk before the loop over the others.
-    repeats = (last - first + (name == GRADIENTS)).sum(axis=(0, 1, 3))  # of each level's loop
-    outside, loops = schedule(name)
-    if len(loops) != levels:
-        raise RuntimeError(f"the schedule of {name} has {len(loops)} loops, not one for each of {levels} levels")
-    return outside * bounds.shape[1] * bounds.shape[3] + float(repeats @ loops)
+def _compile_kernels(config: str, shapes: Shapes, topology: str) -> None:
+    config = ConfigDict(json.loads(config))
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
+    tokens, heads = sum(h * w for h, w in shapes), config.num_heads
+    values = array(config.dtype, 1, tokens, heads, config.hidden_dim // heads)
+    weights = array(jnp.float32, 1, tokens, heads, len(shapes), config.pixel_decoder.num_points)
+    locations = array(jnp.float32, *weights.shape, 2)
+    for function, arrays in (
+        (dense_sample, (values, locations, weights)),
+        (dense_sample_gradients, (values, locations, weights, values)),
+    ):
+        jax.jit(functools.partial(function, shapes=shapes)).lower(*arrays).compile()
 
 
-def schedule(name: str) -> tuple[float, list[float]]:
+def _schedule(folder: Path, name: str) -> tuple[float, list[float]]:
     """Cycles of a kernel for a tile of queries: outside its loops, and of an iteration of each loop.
 
     The compiler's final schedule has a bundle of instructions a cycle, and is itself without the waits for results of
     the matrix unit; these are added.
     """
     is_of_kernel = re.compile(rf".*-{name}(\.\d+)?-.*final_bundles\.txt").fullmatch
-    found = [path for path in SCHEDULES.iterdir() if is_of_kernel(path.name) and "analysis" not in path.name]
+    found = [path for path in folder.iterdir() if is_of_kernel(path.name) and "analysis" not in path.name]
     if len(found) != 1:
         raise RuntimeError(f"the compiler wrote {len(found)} schedules of {name}: {[path.name for path in found]}")
     bundles = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", found[0].read_text(), re.MULTILINE)
@@ -137,11 +164,11 @@ def schedule(name: str) -> tuple[float, list[float]]:
             merged[-1][1].extend(run)
         else:
             merged.append((inside, run))
-    outside = sum(waited(run) for inside, run in merged if not inside)
-    return outside, [waited(run) for inside, run in merged if inside]
+    outside = sum(_waited(run) for inside, run in merged if not inside)
+    return outside, [_waited(run) for inside, run in merged if inside]
 
 
-def waited(bundles: list[str]) -> float:
+def _waited(bundles: list[str]) -> float:
     """Cycles of bundles one after the other, with waits for the matrix units, each a queue."""
     pops, products = (
         sum(len(re.findall(what, bundle)) for bundle in bundles) for what in (r"vpop\.f32\.mrf", r"vmatmul")

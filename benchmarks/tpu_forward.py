@@ -11,7 +11,7 @@ run.
 import json
 from pathlib import Path
 
-from tpu_cycles import CYCLES_PER_MS, SAMPLING, feature_shapes, kernel_cycles, program_cycles
+from tpu_cycles import CYCLES_PER_MS, SAMPLING, Kernels, program_cycles
 
 # isort: split
 import jax
@@ -39,6 +39,7 @@ def main(_):
     config = CONFIG.value.model
     config.deformable_attention = METHOD.value
     height, width = map(int, SIZE.value.split("x"))
+    kernels = Kernels(config, (height, width), TOPOLOGY.value)
     device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value).devices[0]
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
     model = build_model(config)
@@ -46,7 +47,7 @@ def main(_):
     images = place(jax.ShapeDtypeStruct((BATCH.value, height, width, 3), jnp.float32))
     cycles = program_cycles(jax.jit(model.apply).lower(variables, images).compile().as_text())
 
-    shapes, runs = feature_shapes(height, width), cycles.kernels[SAMPLING]
+    runs = cycles.kernels[SAMPLING]
     per_ms = CYCLES_PER_MS[TOPOLOGY.value.partition(":")[0]]
     result = {
         "config": flags.FLAGS["config"].config_filename,
@@ -62,7 +63,7 @@ def main(_):
         "offsets, pixels", "sampling, ms", "forward, ms", "share", title=f"{result['config']}, {config.dtype}"
     )
     for offset in OFFSETS.value if runs else ["any"]:
-        inside = runs * BATCH.value * kernel_cycles(SAMPLING, config, shapes, float(offset)) if runs else 0
+        inside = runs * BATCH.value * kernels.cycles(SAMPLING, float(offset)) if runs else 0
         ms, forward_ms = (cycles.sampling + inside) / per_ms, (cycles.everything + inside) / per_ms
         result["by_offset"][offset] = {"sampling_ms": ms, "forward_ms": forward_ms, "share": ms / forward_ms}
         table.add_row("1 to 4" if offset == "0" else offset, f"{ms:.2f}", f"{forward_ms:.2f}", f"{ms / forward_ms:.0%}")
