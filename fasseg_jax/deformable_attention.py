@@ -114,29 +114,32 @@ def _gather_sample_gradients(values, locations, weights, gradient, shapes):
     def level_gradients(values, locations, weights, h, w):
         rows, add_up = jax.vjp(functools.partial(_corner_rows, h=h, w=w), values.astype(jnp.float32))
 
+        x, y = locations.transpose(4, 3, 0, 1, 2)  # (B, Q, M, P, xy) -> (xy, P, B, Q, M)
+        weight = weights.transpose(3, 0, 1, 2)  # (B, Q, M, P) -> (P, B, Q, M)
+        x, y = x * w - 0.5, y * h - 0.5
+        x0, y0 = jnp.floor(x), jnp.floor(y)
+        inside = (x0 >= -1) & (x0 < w) & (y0 >= -1) & (y0 < h)  # (P, B, Q, M), at least one pixel
+        column, line = (jnp.where(inside, start, -1).astype(jnp.int32) + 1 for start in (x0, y0))
+        image, head = first_row
+        row = ((image * (h + 1) + line) * (w + 1) + column) * m + head
+        right, down = x - x0, y - y0
+        near = jnp.stack([(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down], axis=-1)
+        near = jnp.where(inside[..., None], near * weight[..., None], 0)  # (P, B, Q, M, 4)
+
+        # What comes into the loop is formed before it: within, XLA would form it anew for each channel.
         def add_sample(rows_gradient, sample):
-            (x, y), weight = sample
-            x, y = x * w - 0.5, y * h - 0.5
-            x0, y0 = jnp.floor(x), jnp.floor(y)
-            inside = (x0 >= -1) & (x0 < w) & (y0 >= -1) & (y0 < h)  # (B, Q, M), at least one pixel
-            column, line = (jnp.where(inside, start, -1).astype(jnp.int32) + 1 for start in (x0, y0))
-            image, head = first_row
-            row = ((image * (h + 1) + line) * (w + 1) + column) * m + head
+            row, near = sample  # (B, Q, M), (B, Q, M, 4)
             products = (rows.at[row].get(mode="promise_in_bounds") * gradients).reshape(-1, 4 * d)
             products = jnp.matmul(products, sum_channels, precision="highest").reshape(*row.shape, 4)
-            nw, ne, sw, se = jnp.moveaxis(jnp.where(inside[..., None], products, 0), -1, 0)  # (B, Q, M) each
-            right, down = x - x0, y - y0
-            north, south = nw + right * (ne - nw), sw + right * (se - sw)
-            x_gradient = weight * w * ((1 - down) * (ne - nw) + down * (se - sw))
-            y_gradient = weight * h * (south - north)
-            near = jnp.stack([(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down], axis=-1)
-            near = jnp.where(inside[..., None], near * weight[..., None], 0)  # (B, Q, M, 4)
             update = (near[..., None] * gradient[..., None, :]).reshape(*row.shape, 4 * d)
-            rows_gradient = rows_gradient.at[row].add(update, mode="promise_in_bounds")
-            return rows_gradient, (jnp.stack([x_gradient, y_gradient], axis=-1), north + down * (south - north))
+            return rows_gradient.at[row].add(update, mode="promise_in_bounds"), products
 
-        samples = locations.transpose(3, 4, 0, 1, 2), weights.transpose(3, 0, 1, 2)  # (P, xy, B, Q, M), (P, B, Q, M)
-        rows_gradient, by_sample = jax.lax.scan(add_sample, jnp.zeros_like(rows), samples)
+        rows_gradient, products = jax.lax.scan(add_sample, jnp.zeros_like(rows), (row, near))
+        nw, ne, sw, se = jnp.moveaxis(jnp.where(inside[..., None], products, 0), -1, 0)  # (P, B, Q, M) each
+        north, south = nw + right * (ne - nw), sw + right * (se - sw)
+        x_gradient = weight * w * ((1 - down) * (ne - nw) + down * (se - sw))
+        y_gradient = weight * h * (south - north)
+        by_sample = jnp.stack([x_gradient, y_gradient], axis=-1), north + down * (south - north)
         return add_up(rows_gradient)[0], *(jnp.moveaxis(x, 0, 3) for x in by_sample)  # (B, Q, M, P, ...)
 
     results, start = [], 0
