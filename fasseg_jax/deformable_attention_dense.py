@@ -7,7 +7,7 @@ and never stored. Of a level only the rows between the tile's highest and lowest
 weight zero: offsets are small, so these are few, but any offset gives the right result. The derivative is products too.
 
 XLA divides no kernel among devices, and JAX's custom partitioning does not work on TPUs (jax-ml/jax, issue 38196): this
-is for arrays on one device.
+is for arrays on one device, and for several inside `jax.shard_map` (`parallel.on_each_device`).
 
 Queries lie along the lanes, so that a pixel's weights are whole vector registers and no value is moved between lanes.
 """

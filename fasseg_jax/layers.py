@@ -62,7 +62,7 @@ relu.defvjp(lambda x: (relu(x),) * 2, lambda y, gradient: (jnp.where(y > 0, grad
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """X Phi(x), the exact GELU: Phi is the normal distribution. Of it only `x` is kept."""
+    """The exact GELU, x Phi(x) with Phi the normal distribution. Of it only `x` is kept."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -100,7 +100,7 @@ normalise_channels.defvjp(_normalise_forward, _normalise_backward)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis; all of it in float32."""
+    """Layer norm over the last axis, computed in float32; the result is of `dtype`."""
 
     dtype: Dtype = jnp.float32
 
