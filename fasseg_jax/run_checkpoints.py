@@ -8,6 +8,7 @@ import contextlib
 import json
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
@@ -17,6 +18,8 @@ from fasseg_jax.classes import ClassTable
 from fasseg_jax.train_step import TrainState
 
 __all__ = ["CheckpointError", "RunCheckpoints", "find_checkpoint"]
+
+REMOVED = "removed"  # folder of the checkpoints that are not kept, until they are deleted
 
 
 class CheckpointError(RuntimeError):
@@ -40,9 +43,13 @@ class RunCheckpoints:
             epath.Path(directory).expanduser().resolve(),
             item_names=("variables", "metadata", "training"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([latest, best]), cleanup_tmp_directories=True
+                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
+                cleanup_tmp_directories=True,
+                # Deleted where it is, a checkpoint would keep its name and lack files if the run is killed meanwhile.
+                todelete_subdir=REMOVED,
             ),
         )
+        self._delete_removed()
         self._metadata = checkpoint_metadata(config, classes)
 
     @property
@@ -76,6 +83,7 @@ class RunCheckpoints:
         if metrics:  # Orbax itself writes them for its deprecated options alone
             items["metrics"] = ocp.args.JsonSave(metrics)
         with self._errors_named():
+            self._delete_removed()
             self._manager.save(step, metrics=metrics, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -112,8 +120,14 @@ class RunCheckpoints:
     def close(self) -> None:
         """Wait until what was begun is written, and end the threads that write."""
         with self._errors_named():
-            self._manager.wait_until_finished()
+            self._delete_removed()
         self._manager.close()
+
+    def _delete_removed(self) -> None:
+        """Wait until what was begun is written, and delete what was given up for it."""
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            (self._manager.directory / REMOVED).rmtree(missing_ok=True)
 
     @contextlib.contextmanager
     def _errors_named(self):

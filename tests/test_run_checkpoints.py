@@ -1,8 +1,13 @@
 """Which checkpoints of a run are kept and found."""
 
+import shutil
+from pathlib import Path
+
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from fasseg_jax.checkpoint import load_checkpoint
 from fasseg_jax.classes import load_classes
 from fasseg_jax.config import load_config
 from fasseg_jax.run_checkpoints import RunCheckpoints, find_checkpoint
@@ -37,6 +42,29 @@ def test_the_best_is_kept_and_found_also_after_an_interruption(tmp_path):
         " (the run's best, mIoU 50.00 while it was trained)",
     )
     assert find_checkpoint(tmp_path / "checkpoints/7") == (tmp_path / "checkpoints/7", "")
+
+
+def test_a_checkpoint_is_whole_or_gone_while_it_is_removed(tmp_path, monkeypatch):
+    """A run that is killed as it deletes files must not leave a checkpoint that lacks them."""
+    run = open_run(tmp_path)
+    save(run, (1, None), (2, None))
+
+    def killed(folder, **_):
+        for variables in Path(folder).rglob("variables"):
+            delete(variables)
+            raise KeyboardInterrupt
+
+    delete = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(run, (3, None), (4, None))
+    monkeypatch.undo()
+    steps = [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert sorted(path.name for path in steps) == ["2", "3"]
+    for path in steps:
+        np.testing.assert_array_equal(load_checkpoint(path).variables["params"]["a"], np.ones(3))
+    open_run(tmp_path).close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
 
 
 def test_without_evaluation_the_latest(tmp_path):
