@@ -1,4 +1,6 @@
-"""Multi-head attention with PyTorch's packed input projection, returning its probabilities too."""
+"""Attention: its core, and multi-head attention with PyTorch's packed input projection."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -6,7 +8,45 @@ import jax.numpy as jnp
 
 from fasseg_jax.layers import Dtype
 
-__all__ = ["MultiheadAttention"]
+__all__ = ["MultiheadAttention", "attend"]
+
+
+@jax.custom_vjp
+def attend(logits: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """softmax(logits) @ values, and the probabilities averaged over the heads.
+
+    The derivative is written by hand: it keeps the exponentials and their sums, where XLA would keep the probabilities
+    beside them.
+
+    Args:
+      logits: (..., M, Q, N) float32, in each row at least one that is not -inf.
+      values: (..., M, N, D).
+
+    Returns:
+      (..., M, Q, D) in the dtype of `values`, and (..., Q, N) float32.
+    """
+    return _attend_forward(logits, values)[0]
+
+
+def _attend_forward(logits, values):
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))  # float32, as all that is summed
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("...qn,...nd->...qd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    outputs = (out / total).astype(values.dtype), (weights / total).mean(axis=-3)
+    return outputs, (weights.astype(values.dtype), total, values)
+
+
+def _attend_backward(kept, gradients):
+    (weights, total, values), (by_out, by_mean) = kept, gradients
+    product = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
+    by_values = product("...qn,...qd->...nd", weights, (by_out / total).astype(values.dtype))
+    by_probabilities = product("...qd,...nd->...qn", by_out, values) + by_mean[..., None, :, :] / weights.shape[-3]
+    probabilities = weights / total
+    inner = (probabilities * by_probabilities).sum(axis=-1, keepdims=True)
+    return probabilities * (by_probabilities - inner), by_values.astype(values.dtype)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 class MultiheadAttention(nn.Module):
@@ -39,8 +79,7 @@ class MultiheadAttention(nn.Module):
         logits = jnp.einsum("bqmd,bnmd->bmqn", q, k, preferred_element_type=jnp.float32)
         if allowed is not None:
             logits = jnp.where(allowed[:, None], logits, -jnp.inf)
-        probabilities = jax.nn.softmax(logits)  # (B, M, Q, N), float32
-        out = jnp.einsum("bmqn,bnmd->bqmd", probabilities.astype(self.dtype), v)
-        out = out.reshape(queries.shape)  # (B, Q, M, D) -> (B, Q, C)
+        out, probabilities = attend(logits, v.swapaxes(1, 2))  # (B, N, M, D) -> (B, M, N, D)
+        out = out.swapaxes(1, 2).reshape(queries.shape)  # (B, M, Q, D) -> (B, Q, M, D) -> (B, Q, C)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out_proj")(out)
-        return out, probabilities.mean(axis=1)
+        return out, probabilities

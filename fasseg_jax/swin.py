@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fasseg_jax.attention import attend
 from fasseg_jax.layers import Dtype, LayerNorm, gelu
 
 __all__ = ["Swin"]
@@ -69,8 +70,8 @@ class WindowAttention(nn.Module):
         logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k, preferred_element_type=jnp.float32) + bias
         if shift_bias is not None:
             logits = logits + shift_bias[:, None]  # (windows, 1, w*w, w*w)
-        attention = jax.nn.softmax(logits).astype(self.dtype)  # softmax in float32
-        x = jnp.einsum("bnhqk,bnkhd->bnqhd", attention, v).reshape(b, windows, tokens, c)
+        x, _ = attend(logits, v.swapaxes(2, 3))  # (b, windows, w*w, heads, D) -> (b, windows, heads, w*w, D)
+        x = x.swapaxes(2, 3).reshape(b, windows, tokens, c)  # heads and D back into C
         return nn.Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="proj")(x)
 
 
