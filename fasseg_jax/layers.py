@@ -7,6 +7,7 @@ Axis letters of the whole package: B images; H, W padded input size; h, w a feat
 queries; K classes; M attention heads; D = C / M; L decoder layers; N tokens of a map, N = h * w, row-major.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -16,10 +17,10 @@ import jax.numpy as jnp
 __all__ = [
     "DepthwiseConv",
     "FrozenBatchNorm",
+    "GeluDense",
     "LayerNorm",
     "PointwiseConv",
     "batch_norm",
-    "gelu",
     "relu",
     "torch_linear",
 ]
@@ -61,17 +62,22 @@ relu.defvjp(lambda x: (relu(x),) * 2, lambda y, gradient: (jnp.where(y > 0, grad
 
 
 @jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x Phi(x) with Phi the normal distribution. Of it only `x` is kept."""
-    return jax.nn.gelu(x, approximate=False)
+def gelu_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """gelu(x) @ kernel with the exact GELU, x Phi(x) with Phi the normal distribution. Of it only `x` is kept."""
+    return jax.nn.gelu(x, approximate=False) @ kernel
 
 
-def _gelu_gradient(x, gradient):
+def _gelu_product_backward(kept, gradient):
+    x, kernel = kept
     y, normal = x.astype(jnp.float32), jax.scipy.stats.norm
-    return (gradient * (normal.cdf(y) + y * normal.pdf(y)).astype(x.dtype),)
+    phi = normal.cdf(y)
+    product = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
+    by_kernel = product("...i,...o->io", (y * phi).astype(x.dtype), gradient)
+    by_x = product("...o,io->...i", gradient, kernel) * (phi + y * normal.pdf(y))
+    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
+gelu_product.defvjp(lambda x, kernel: (gelu_product(x, kernel), (x, kernel)), _gelu_product_backward)
 
 
 @jax.custom_vjp
@@ -109,6 +115,21 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return normalise_channels(x.astype(jnp.float32), scale, bias).astype(self.dtype)
+
+
+class GeluDense(nn.Module):
+    """Dense layer of the exact GELU of its input, (..., C) -> (..., features)."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return gelu_product(x, kernel) + bias
 
 
 class PointwiseConv(nn.Module):

@@ -4,11 +4,12 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-__all__ = ["learning_rate_schedule", "make_optimizer", "parameter_groups"]
+__all__ = ["gradient_norm", "learning_rate_schedule", "make_optimizer", "parameter_groups"]
 
 # Path of a parameter -> its group. The rate of "backbone" groups is multiplied by config.optimizer.backbone_multiplier;
 # "fixed" groups have no weight decay: norms, embeddings, tables of relative positions. Every parameter must match
@@ -21,6 +22,16 @@ GROUP_RULES = (
     (r"decoder/(query_feat|query_embed|level_embed)", "head_fixed"),
     (rf"(pixel_decoder|decoder)/(?!(.*/)?{NORM}(_\d)?/).*(kernel|bias)", "head"),
     (r"pixel_decoder/level_embed", "head"),
+)
+
+# Prefixes of paths in the order in which a backward pass reaches their parameters.
+BACKWARD_ORDER = (
+    r"decoder/layer_\d",
+    r"decoder/",
+    r"pixel_decoder/(mask_features|output|lateral)",
+    r"pixel_decoder/",
+    r"backbone/(stage|res)\d",
+    r"backbone/",
 )
 
 
@@ -48,6 +59,36 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     )
 
 
+def gradient_norm(gradients: Any) -> jax.Array:
+    """Euclidean norm of all gradients.
+
+    The squares are added up in the order in which a backward pass finds the gradients. XLA schedules a program from
+    its results: when the sum begins with the first layer, it takes the whole backward pass for that layer's gradient,
+    and puts off those of all others, for which it must keep the activations.
+    """
+    return optax.tree.norm(_backward_order(gradients))
+
+
+def _backward_order(gradients: Any) -> list[jax.Array]:
+    def place(path):
+        numbers_as_such = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+        return -next(i for i, prefix in enumerate(BACKWARD_ORDER) if re.match(prefix, path)), numbers_as_such
+
+    flat = flatten_dict(gradients, sep="/")
+    return [flat[path] for path in sorted(flat, key=place, reverse=True)]
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """As optax's, with the norm of `gradient_norm`."""
+
+    def update(gradients, state, params=None):
+        del params
+        norm = gradient_norm(gradients)
+        return jax.tree.map(lambda g: jnp.where(norm < limit, g, g / norm * limit), gradients), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
 def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
     """The optimiser of `config.optimizer` for a tree like `params`.
 
@@ -60,7 +101,7 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
     multipliers = {"head": 1.0, "head_fixed": 1.0}
     multipliers |= dict.fromkeys(("backbone", "backbone_fixed"), settings.backbone_multiplier)
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
+        _clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(*settings.betas, eps=settings.eps),
         optax.add_decayed_weights(settings.weight_decay, decayed),
         optax.multi_transform({group: optax.scale(value) for group, value in multipliers.items()}, groups),

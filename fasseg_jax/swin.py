@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fasseg_jax.attention import attend
-from fasseg_jax.layers import Dtype, LayerNorm, gelu
+from fasseg_jax.layers import Dtype, GeluDense, LayerNorm
 
 __all__ = ["Swin"]
 
@@ -107,8 +107,7 @@ class SwinBlock(nn.Module):
 
         y = LayerNorm(self.dtype, name="norm2")(x)
         y = nn.Dense(self.mlp_ratio * c, dtype=self.dtype, kernel_init=truncated_normal, name="fc1")(y)
-        y = gelu(y)
-        y = nn.Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="fc2")(y)
+        y = GeluDense(c, self.dtype, truncated_normal, name="fc2")(y)
         return x + drop_path(y)
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.loss import sharded_segmentation_loss
 from fasseg_jax.matching import Targets
 from fasseg_jax.model import FASeg
+from fasseg_jax.optimizer import gradient_norm
 from fasseg_jax.parallel import DATA, batch_sharding, replicated, state_shardings
 from fasseg_jax.preprocessing import normalise
 
@@ -132,7 +133,7 @@ def make_train_step(
             class_loss=terms.class_loss.sum(),
             mask_loss=terms.mask_loss.sum(),
             dice_loss=terms.dice_loss.sum(),
-            gradient_norm=optax.tree.norm(gradients),
+            gradient_norm=gradient_norm(gradients),
             non_finite_costs=terms.non_finite_costs,
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), metrics
