@@ -87,9 +87,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
         for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
             profile(step - first_step, workdir)
             images, targets = put_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
-            state, metrics = train_step(state, images, targets)
             if step == first_step + 1:
-                release_compiler_memory()
+                train_step = train_step.lower(state, images, targets).compile()
+                release_compiler_memory(traces=True)
+            state, metrics = train_step(state, images, targets)
             if previous:
                 check_finite(*previous)  # of the step before: the devices compute this one meanwhile
             previous = step, metrics, batch.names

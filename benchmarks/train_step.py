@@ -58,6 +58,7 @@ def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], fl
     import jax
 
     from fasseg_jax.config import load_config
+    from fasseg_jax.devices import release_compiler_memory
     from fasseg_jax.matching import Targets
     from fasseg_jax.model import build_model, initial_variables
     from fasseg_jax.optimizer import make_optimizer
@@ -78,6 +79,8 @@ def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], fl
     times.append(time.perf_counter())
     compiled = lowered.compile()
     times.append(time.perf_counter())
+    del lowered
+    release_compiler_memory(traces=True)  # as train.py
 
     def step():
         nonlocal state
@@ -134,7 +137,7 @@ def peak_mb() -> float:
 def restart_peak() -> None:
     """Lets the kernel measure the peak anew, without what compilation has freed."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # for us it is what `release_compiler_memory` does
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 

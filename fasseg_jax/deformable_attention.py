@@ -12,12 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from fasseg_jax.layers import Dtype
 from fasseg_jax.parallel import DATA, on_each_device
 
-__all__ = ["DeformableAttention", "Shapes", "deformable_sample", "reference_points"]
+__all__ = ["SAMPLED", "DeformableAttention", "Shapes", "deformable_sample", "reference_points"]
 
+SAMPLED = "sampled"  # name of what rematerialisation may keep
 Shapes = tuple[tuple[int, int], ...]  # (h, w) of each level
 
 
@@ -246,4 +248,5 @@ class DeformableAttention(nn.Module):
         locations = reference_points(shapes)[:, None, None, None] + offsets / size[:, None]
         values = linear("value_proj")(values).reshape(b, n, heads, c // heads)
         sampled = deformable_sample(values, locations, weights, shapes, self.method)
-        return linear("output_proj")(sampled.reshape(b, n, c))
+        sampled = checkpoint_name(sampled.reshape(b, n, c), SAMPLED)  # (B, N, M, D) -> (B, N, C)
+        return linear("output_proj")(sampled)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -48,11 +49,18 @@ def enable_compilation_cache() -> Path:
     return folder
 
 
-def release_compiler_memory() -> None:
+def release_compiler_memory(traces: bool = False) -> None:
     """Give the memory that compiling a program took back to the system.
 
     The C library of Linux would keep what XLA has freed, a gigabyte after a training step; others have no such call.
+
+    Args:
+      traces: also what JAX keeps of all functions that it traced; what is not held as a compiled program is traced
+        again when it is called.
     """
+    if traces:
+        jax.clear_caches()
+        gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = [
     "DepthwiseConv",
@@ -21,6 +22,7 @@ __all__ = [
     "LayerNorm",
     "PointwiseConv",
     "batch_norm",
+    "gelu_product",
     "relu",
     "torch_linear",
 ]
@@ -69,11 +71,11 @@ def gelu_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _gelu_product_backward(kept, gradient):
     x, kernel = kept
-    y, normal = x.astype(jnp.float32), jax.scipy.stats.norm
-    phi = normal.cdf(y)
+    y = x.astype(jnp.float32)
+    phi = 0.5 + 0.5 * jax.lax.erf(y * np.float32(0.5**0.5))
     product = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
     by_kernel = product("...i,...o->io", (y * phi).astype(x.dtype), gradient)
-    by_x = product("...o,io->...i", gradient, kernel) * (phi + y * normal.pdf(y))
+    by_x = product("...o,io->...i", gradient, kernel) * (phi + y * jax.scipy.stats.norm.pdf(y))
     return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
 
 

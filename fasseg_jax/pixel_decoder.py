@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fasseg_jax.deformable_attention import DeformableAttention, Shapes
+from fasseg_jax.deformable_attention import SAMPLED, DeformableAttention, Shapes
 from fasseg_jax.layers import (
     EPSILON,
     DepthwiseConv,
@@ -160,4 +160,7 @@ class PixelDecoder(nn.Module):
             return any_layer.apply({"params": params}, tokens, positions, shapes), None
 
         params = jax.tree.map(lambda *each: jnp.stack(each), *[layer.variables["params"] for layer in layers])
-        return jax.lax.scan(jax.checkpoint(apply) if self.remat else apply, tokens, params)[0]
+        # For the backward pass a layer keeps its input and its samples, the dear part, a sixth of all; the rest it
+        # computes again, with `remat` the samples too.
+        kept = jax.checkpoint_policies.save_only_these_names(*([] if self.remat else [SAMPLED]))
+        return jax.lax.scan(jax.checkpoint(apply, policy=kept, prevent_cse=False), tokens, params)[0]

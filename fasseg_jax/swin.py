@@ -1,5 +1,6 @@
 """Swin Transformer backbones (Liu et al., 2021) for feature maps of any size (SPEC section 2)."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -50,6 +51,22 @@ def shifted_window_bias(height: int, width: int, window: int, shift: int) -> np.
     return np.where(region[:, :, None] == region[:, None, :], 0, -100).astype(np.float32)
 
 
+class SplitDense(nn.Module):
+    """Dense layer (..., C) -> `parts` arrays (..., C), as so many products: of one, training would keep all parts."""
+
+    parts: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        c = x.shape[-1]
+        kernel = self.param("kernel", truncated_normal, (c, self.parts * c))
+        bias = self.param("bias", nn.initializers.zeros, (self.parts * c,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        split = functools.partial(jnp.split, indices_or_sections=self.parts, axis=-1)
+        return [x @ k + b for k, b in zip(split(kernel), split(bias), strict=True)]
+
+
 class WindowAttention(nn.Module):
     """Self attention within windows, with a learned bias for each relative position: (B, windows, w*w, C) -> same."""
 
@@ -63,9 +80,7 @@ class WindowAttention(nn.Module):
         heads = self.num_heads
         table = self.param("relative_position_bias", truncated_normal, ((2 * self.window - 1) ** 2, heads))
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)  # (w*w, w*w, heads) -> (heads, w*w, w*w)
-        qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=truncated_normal, name="qkv")(x)
-        # Split, not indexed: so the gradient is a concatenation, not a sum of three padded arrays.
-        q, k, v = (x.reshape(b, windows, tokens, heads, c // heads) for x in jnp.split(qkv, 3, axis=-1))
+        q, k, v = (y.reshape(b, windows, tokens, heads, c // heads) for y in SplitDense(3, self.dtype, name="qkv")(x))
         q = q * (c // heads) ** -0.5
         logits = jnp.einsum("bnqhd,bnkhd->bnhqk", q, k, preferred_element_type=jnp.float32) + bias
         if shift_bias is not None:

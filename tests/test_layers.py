@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from fasseg_jax.attention import MultiheadAttention
-from fasseg_jax.layers import DepthwiseConv, LayerNorm, PointwiseConv, batch_norm, gelu, relu, torch_linear
+from fasseg_jax.attention import MultiheadAttention, attend
+from fasseg_jax.layers import DepthwiseConv, LayerNorm, PointwiseConv, batch_norm, gelu_product, relu, torch_linear
 from fasseg_jax.positions import sine_positions
 
 X = np.random.default_rng(0).standard_normal((2, 7, 5, 12)).astype(np.float32)
+KERNEL = np.random.default_rng(1).standard_normal((12, 9)).astype(np.float32) / 4
 
 
 @pytest.mark.parametrize("strides", [1, 2])
@@ -50,58 +51,83 @@ def test_batch_norm_uses_batch_statistics_and_keeps_running_ones():
     np.testing.assert_allclose(state["batch_stats"]["var"], 0.9 + 0.1 * var, atol=1e-5)
 
 
-def values_and_gradients(function, x):
-    """Of a function of one array, and of its sum weighted by sines, in JAX."""
-    weights = np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
-    gradient = jax.grad(lambda x: (weights * function(x)).sum())(x)
-    return function(x), gradient, weights
+def assert_derivatives_are_pytorchs(ours, theirs, *inputs, atol):
+    """Of all inputs, and of all results weighted by sines; PyTorch computes in float64."""
+    ours_out = ours(*inputs)
+    weights = [np.sin(np.arange(y.size, dtype=np.float32)).reshape(y.shape) for y in jax.tree.leaves(ours_out)]
+    weighted = lambda outputs: sum((w * y).sum() for w, y in zip(weights, outputs, strict=True))
+    gradients = jax.grad(lambda x: weighted(jax.tree.leaves(ours(*x))))(inputs)
+    leaves = [torch.tensor(x.astype(np.float64), requires_grad=True) for x in inputs]
+    expected = jax.tree.leaves(theirs(*leaves))
+    total = sum((torch.tensor(w) * y).sum() for w, y in zip(weights, expected, strict=True))
+    for one, other in zip(jax.tree.leaves(ours_out), expected, strict=True):
+        np.testing.assert_allclose(one, other.detach(), atol=atol)
+    for one, other in zip(gradients, torch.autograd.grad(total, leaves), strict=True):
+        np.testing.assert_allclose(one, other, atol=atol)
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [(relu, torch.relu), (gelu, torch.nn.functional.gelu)], ids=["relu", "gelu"]
-)
-def test_activations_and_derivatives_are_pytorchs(ours, theirs):
-    x = np.concatenate([3 * X.ravel(), [0, -20, 20]]).astype(np.float32)
-    values, gradient, weights = values_and_gradients(ours, x)
-    leaf = torch.tensor(x.astype(np.float64), requires_grad=True)
-    expected = theirs(leaf)
-    (expected_gradient,) = torch.autograd.grad((torch.tensor(weights) * expected).sum(), leaf)
-    np.testing.assert_allclose(values, expected.detach(), atol=1e-6)
-    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+EXTREMES = np.concatenate([3 * X.ravel(), [0, -20, 20]]).astype(np.float32)
 
 
-def test_layer_norm_and_derivatives_are_pytorchs():
-    rng = np.random.default_rng(0)
-    x = (5 * X + 3).astype(np.float32)
-    params = {name: rng.standard_normal(12).astype(np.float32) for name in ("scale", "bias")}
-    apply = lambda x, params: LayerNorm().apply({"params": params}, x)
-    values, by_x, weights = values_and_gradients(lambda x: apply(x, params), x)
-    by_params = jax.grad(lambda params: (weights * apply(x, params)).sum())(params)
+def test_relu_is_pytorchs():
+    assert_derivatives_are_pytorchs(relu, torch.relu, EXTREMES, atol=1e-6)
 
-    leaves = [torch.tensor(each.astype(np.float64), requires_grad=True) for each in (x, *params.values())]
-    expected = torch.nn.functional.layer_norm(leaves[0], (12,), *leaves[1:], eps=1e-5)
-    gradients = torch.autograd.grad((torch.tensor(weights) * expected).sum(), leaves)
-    np.testing.assert_allclose(values, expected.detach(), atol=1e-5)
-    for ours, theirs in zip((by_x, by_params["scale"], by_params["bias"]), gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+def test_gelu_is_pytorchs():
+    one = np.ones((1, 1), np.float32)
+    assert_derivatives_are_pytorchs(
+        lambda x: gelu_product(x[:, None], one), lambda x: torch.nn.functional.gelu(x)[:, None], EXTREMES, atol=1e-6
+    )
+    theirs = lambda x, kernel: torch.nn.functional.gelu(x) @ kernel
+    with jax.default_matmul_precision("highest"):
+        assert_derivatives_are_pytorchs(gelu_product, theirs, X, KERNEL, atol=3e-5)
+
+
+def test_attend_is_softmax_of_pytorch():
+    """Forbidden keys and a row with a single one included; the averaged probabilities have derivatives too."""
+    rng = np.random.default_rng(2)
+    logits, values = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 4, 6), (2, 3, 6, 5)))
+    allowed = rng.uniform(size=(2, 1, 4, 6)) > 0.4
+    allowed[..., 1] = True
+    allowed[0, 0, 0] = np.arange(6) == 1
+
+    def ours(logits, values):
+        return attend(jnp.where(allowed, 20 * logits, -jnp.inf), values)
+
+    def theirs(logits, values):
+        probabilities = (20 * logits).masked_fill(torch.tensor(~allowed), -torch.inf).softmax(-1)
+        return probabilities @ values, probabilities.mean(1)
+
+    assert_derivatives_are_pytorchs(ours, theirs, logits, values, atol=2e-5)
+
+
+def test_layer_norm_is_pytorchs():
+    scale, bias = np.random.default_rng(0).standard_normal((2, 12)).astype(np.float32)
+    ours = lambda x, scale, bias: LayerNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
+    theirs = lambda x, scale, bias: torch.nn.functional.layer_norm(x, (12,), scale, bias, eps=1e-5)
+    assert_derivatives_are_pytorchs(ours, theirs, 5 * X + 3, scale, bias, atol=1e-5)
 
 
 def test_activations_in_bfloat16():
     """As in float32 but for the rounding of what goes in and comes out, of derivatives too."""
     params = {"scale": np.full(12, 2, np.float32), "bias": np.ones(12, np.float32)}
     norm = lambda x: LayerNorm(x.dtype).apply({"params": params}, x)
+    gelu = lambda x: gelu_product(x, jnp.asarray(KERNEL, x.dtype))
+    attention = lambda x: attend((x @ x.swapaxes(-1, -2)).astype(jnp.float32), x)[0]
     both = lambda function, x: (function(x), jax.grad(lambda x: function(x)[..., :5].sum())(x))
-    for function in (relu, gelu, norm):
+    for function in (relu, gelu, norm, attention):
         for one, other in zip(both(function, jnp.asarray(X, jnp.bfloat16)), both(function, X), strict=True):
             assert one.dtype == jnp.bfloat16
             np.testing.assert_allclose(one.astype(np.float32), other, rtol=2e-2, atol=3e-2)
 
 
 def test_activations_keep_one_array():
-    """What the hand-written derivatives are for: nothing is kept but the input (ReLU: the result)."""
-    for function in (relu, gelu):
-        kept = jax.tree.leaves(jax.vjp(function, jnp.asarray(X))[1])
-        assert [x.shape for x in kept if jnp.ndim(x)] == [X.shape]
+    """What the hand-written derivatives are for: nothing is kept but the inputs (ReLU: the result)."""
+    shapes_kept = lambda *vjp: [x.shape for x in jax.tree.leaves(jax.vjp(*vjp)[1]) if jnp.ndim(x)]
+    assert shapes_kept(relu, jnp.asarray(X)) == [X.shape]
+    assert shapes_kept(gelu_product, jnp.asarray(X), jnp.asarray(KERNEL)) == [X.shape, KERNEL.shape]
+    logits, values = jnp.ones((2, 3, 4, 6)), jnp.ones((2, 3, 6, 5))
+    assert set(shapes_kept(attend, logits, values)) == {logits.shape, (2, 3, 4, 1), values.shape}
     module = LayerNorm()
     variables = module.init(jax.random.key(0), X)
     kept = jax.tree.leaves(jax.vjp(module.apply, variables, jnp.asarray(X))[1])
