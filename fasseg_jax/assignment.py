@@ -19,9 +19,9 @@ LARGEST_COST = 1e30  # greater ones, which could overflow in sums, count as this
 class Search:
     """The search for one target's path, Dijkstra's over queries."""
 
-    distance: jax.Array  # (Q,) from the new target to each query; infinity where not yet reached
+    tentative: jax.Array  # (Q,) least distance found from the new target to each query; infinity for visited ones
+    distance: jax.Array  # (Q,) from the new target to each visited query; infinity for others
     previous: jax.Array  # (Q,) the target before each query on its shortest path
-    visited: jax.Array  # (Q,) bool
     target: jax.Array  # () the target whose edges are followed next
     length: jax.Array  # () of the path to that target
     end: jax.Array  # () the free query that the path ends at, -1 until one is found
@@ -56,7 +56,7 @@ def assign(cost: jax.Array, num_targets: jax.Array) -> jax.Array:
         new, query_of, target_of, target_price, query_price = state
         search = shortest_path(cost, new, target_of, target_price, query_price)
         # Prices rise such that no reduced cost is negative and those along the paths in use are zero.
-        rise = jnp.where(search.visited, search.length - search.distance, 0)  # (Q,)
+        rise = jnp.maximum(search.length - search.distance, 0)  # (Q,), 0 for queries that were not visited
         target_price += jnp.where(query_of >= 0, rise[query_of], 0).at[new].set(search.length)  # (T,)
         query_of, target_of = augment(search, new, query_of, target_of)
         return new + 1, query_of, target_of, target_price, query_price - rise
@@ -76,30 +76,33 @@ def shortest_path(
 ) -> Search:
     """The cheapest path, in reduced costs, from target `new` to a query without a target."""
     max_targets, num_queries = cost.shape
-    queries = jnp.arange(num_queries, dtype=jnp.int32)
+    queries = jnp.arange(num_queries, dtype=jnp.float32)  # XLA for CPUs vectorises the minimum of floats alone
 
     def visit_nearest(s: Search) -> Search:
         through = s.length + cost[s.target] - target_price[s.target] - query_price  # (Q,)
-        closer = ~s.visited & (through < s.distance)
-        distance = jnp.where(closer, through, s.distance)
-        open_distance = jnp.where(s.visited, jnp.inf, distance)
+        closer = (s.distance == jnp.inf) & (through < s.tentative)
+        tentative = jnp.where(closer, through, s.tentative)
+        length = tentative.min()
         # The first of the nearest, which argmin would find several times more slowly on a CPU.
-        nearest = jnp.where(~s.visited & (open_distance == open_distance.min()), queries, num_queries - 1).min()
-        free = target_of[nearest] == max_targets
+        nearest = jnp.where(tentative == length, queries, num_queries - 1).min()
+        is_nearest = queries == nearest
+        nearest = nearest.astype(jnp.int32)
+        next_target = target_of[nearest]
+        free = next_target == max_targets
         return Search(
-            distance=distance,
+            tentative=jnp.where(is_nearest, jnp.inf, tentative),
+            distance=jnp.where(is_nearest, length, s.distance),
             previous=jnp.where(closer, s.target, s.previous),
-            visited=s.visited | (queries == nearest),
-            target=jnp.where(free, s.target, target_of[nearest]),
-            length=distance[nearest],
+            target=jnp.where(free, s.target, next_target),
+            length=length,
             end=jnp.where(free, nearest, s.end),
             steps=s.steps + 1,
         )
 
     start = Search(
+        tentative=jnp.full(num_queries, jnp.inf, cost.dtype),
         distance=jnp.full(num_queries, jnp.inf, cost.dtype),
         previous=jnp.full(num_queries, new, jnp.int32),
-        visited=jnp.zeros(num_queries, bool),
         target=new,
         length=jnp.zeros((), cost.dtype),
         end=jnp.int32(-1),
@@ -115,7 +118,10 @@ def augment(search: Search, new: jax.Array, query_of: jax.Array, target_of: jax.
     def move(state):
         query, query_of, target_of, _ = state
         target = search.previous[query]
-        return query_of[target], query_of.at[target].set(query), target_of.at[query].set(target), target == new
+        # By comparisons: XLA for CPUs copies what a scatter changes.
+        moved_queries = jnp.where(jnp.arange(query_of.size) == target, query, query_of)
+        moved_targets = jnp.where(jnp.arange(target_of.size) == query, target, target_of)
+        return query_of[target], moved_queries, moved_targets, target == new
 
     start = (search.end, query_of, target_of, search.end < 0)
     _, query_of, target_of, _ = jax.lax.while_loop(lambda state: ~state[3], move, start)
