@@ -72,7 +72,7 @@ def build_model(config: ConfigDict) -> FASeg:
     dtype = jnp.dtype(config.dtype)
     backbone = {"resnet": ResNet, "swin": Swin}[config.backbone.kind]
     backbone_fields = {name: value for name, value in config.backbone.items() if name != "kind"}
-    shared = {"hidden_dim": config.hidden_dim, "num_heads": config.num_heads, "remat": config.remat, "dtype": dtype}
+    shared = {"hidden_dim": config.hidden_dim, "num_heads": config.num_heads, "dtype": dtype}
     return FASeg(
         backbone=backbone(**backbone_fields, remat=config.remat, dtype=dtype),
         pixel_decoder=PixelDecoder(
@@ -82,7 +82,7 @@ def build_model(config: ConfigDict) -> FASeg:
             deformable_attention=config.deformable_attention,
             high_resolution_positions=config.decoder.hrca,
         ),
-        decoder=Decoder(**config.decoder, **shared, num_classes=config.num_classes),
+        decoder=Decoder(**config.decoder, **shared, remat=config.remat, num_classes=config.num_classes),
         dtype=dtype,
     )
 

@@ -79,7 +79,6 @@ class PixelDecoder(nn.Module):
     key_positions: str
     high_resolution_positions: bool
     deformable_attention: str
-    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -161,6 +160,6 @@ class PixelDecoder(nn.Module):
 
         params = jax.tree.map(lambda *each: jnp.stack(each), *[layer.variables["params"] for layer in layers])
         # For the backward pass a layer keeps its input and its samples, the dear part, a sixth of all; the rest it
-        # computes again, with `remat` the samples too.
-        kept = jax.checkpoint_policies.save_only_these_names(*([] if self.remat else [SAMPLED]))
+        # computes again.
+        kept = jax.checkpoint_policies.save_only_these_names(SAMPLED)
         return jax.lax.scan(jax.checkpoint(apply, policy=kept, prevent_cse=False), tokens, params)[0]

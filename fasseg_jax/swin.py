@@ -1,6 +1,5 @@
 """Swin Transformer backbones (Liu et al., 2021) for feature maps of any size (SPEC section 2)."""
 
-import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -63,8 +62,8 @@ class SplitDense(nn.Module):
         kernel = self.param("kernel", truncated_normal, (c, self.parts * c))
         bias = self.param("bias", nn.initializers.zeros, (self.parts * c,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        split = functools.partial(jnp.split, indices_or_sections=self.parts, axis=-1)
-        return [x @ k + b for k, b in zip(split(kernel), split(bias), strict=True)]
+        kernels, biases = jnp.split(kernel, self.parts, axis=1), jnp.split(bias, self.parts)
+        return [x @ kernel + bias for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 class WindowAttention(nn.Module):
