@@ -79,7 +79,7 @@ def base_config() -> ConfigDict:
         {
             "num_classes": 150,  # K; the class logits have one more, "no object", last
             "dtype": "float32",  # of the compute, float32 or bfloat16; parameters stay float32
-            "remat": False,  # in training recompute activations of backbone and decoder: far less memory, a third more time
+            "remat": False,  # recompute activations of backbone and decoder in training: far less memory, more time
             "hidden_dim": 256,  # C, channels of pixel decoder and decoder
             "num_heads": 8,  # M, of both kinds of attention
             "backbone": resnet(50),  # of `resnet` or `swin`
