@@ -26,7 +26,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from fasseg_jax.checkpoint import Checkpoint, load_checkpoint
+from fasseg_jax.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from fasseg_jax.classes import ClassTable
 from fasseg_jax.command_line import complain, parse_flags
 from fasseg_jax.compile_log import CompileTimer
@@ -41,7 +41,6 @@ from fasseg_jax.interruption import INTERRUPTED, Interruption
 from fasseg_jax.metric_tables import print_table
 from fasseg_jax.metrics import metrics_of
 from fasseg_jax.parallel import exchange
-from fasseg_jax.run_checkpoints import find_checkpoint
 from fasseg_jax.run_config import flat_fields
 from fasseg_jax.submission import result_name, submission_ids, write_labels
 from fasseg_jax.views import inference_settings

@@ -47,7 +47,7 @@ from fasseg_jax.overlay import draw_overlay
 from fasseg_jax.photos import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
 from fasseg_jax.video import CAMERA, VideoError, is_video, segment_video
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, as convert.py writes it.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
 INPUT = flags.DEFINE_string(
     "input", None, "A photo, a folder that is searched for photos with its subfolders, a video, or a camera: camera:0."
 )

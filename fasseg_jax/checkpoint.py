@@ -18,7 +18,14 @@ from ml_collections import ConfigDict
 from fasseg_jax.classes import ClassTable
 from fasseg_jax.config import base_config
 
-__all__ = ["Checkpoint", "checkpoint_metadata", "load_checkpoint", "load_metadata", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "checkpoint_metadata",
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_metadata",
+    "save_checkpoint",
+]
 
 FORMAT = 1  # of the metadata; a program that does not know a number refuses it
 DATA_FILE_BYTES = 16 << 20  # data that wait in memory until a file is full
@@ -103,16 +110,45 @@ def checkpoint_metadata(
     }
 
 
+def find_checkpoint(path: str | Path) -> tuple[epath.Path, str]:
+    """The checkpoint that a path names.
+
+    Args:
+      path: a checkpoint; or the folder of a run of train.py, of which it is the best by mean IoU, or the latest if
+        none was evaluated.
+
+    Returns:
+      its folder, and how it was chosen, in words (empty if there was no choice).
+
+    Raises:
+      FileNotFoundError: the run holds no checkpoint.
+    """
+    run = epath.Path(path).expanduser()
+    if not (run / "checkpoints").is_dir():
+        return run, ""
+    steps = sorted(int(step.name) for step in (run / "checkpoints").iterdir() if step.name.isdigit())
+    if not steps:
+        raise FileNotFoundError(f"{run}: this run has no checkpoint yet")
+    folders = {step: run / "checkpoints" / str(step) for step in steps}
+    files = {step: folder / "metrics" / "metrics" for step, folder in folders.items()}
+    evaluated = {step: json.loads(file.read_text())["mean_iou"] for step, file in files.items() if file.exists()}
+    if not evaluated:
+        return folders[steps[-1]], " (the run's latest; none was evaluated)"
+    best = max(evaluated, key=evaluated.get)
+    return folders[best], f" (the run's best, mIoU {100 * evaluated[best]:.2f} while it was trained)"
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-      path: a directory that `save_checkpoint` wrote.
+      path: a directory that `save_checkpoint` wrote, or that of a run, for the one that `find_checkpoint` chooses.
 
     Raises:
-      FileNotFoundError: no such directory.
+      FileNotFoundError: no such directory, or a run without a checkpoint.
       ValueError: not a checkpoint of this program, of a later format, or damaged.
     """
+    path, _ = find_checkpoint(path)
     metadata = load_metadata(path)
     try:
         return dataclasses.replace(metadata, variables=_restore(_absolute(path) / "variables"))

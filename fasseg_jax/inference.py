@@ -92,7 +92,7 @@ class Segmenter:
         """Load what `save_checkpoint` wrote, for instance by `convert.py`.
 
         Args:
-          path: the checkpoint's folder.
+          path: the checkpoint's folder, or a run's, for its best.
           inference: fields of its `config.inference` to change, e.g. {"mode": "multi_scale"}.
           devices: as for the constructor.
 

@@ -5,7 +5,6 @@ beside what training needs to go on. The data need no state of their own: a batc
 """
 
 import contextlib
-import json
 from pathlib import Path
 
 import jax
@@ -17,7 +16,7 @@ from fasseg_jax.checkpoint import checkpoint_metadata, load_metadata
 from fasseg_jax.classes import ClassTable
 from fasseg_jax.train_step import TrainState
 
-__all__ = ["CheckpointError", "RunCheckpoints", "find_checkpoint"]
+__all__ = ["CheckpointError", "RunCheckpoints"]
 
 REMOVED = "removed"  # folder of the checkpoints that are not kept, until they are deleted
 
@@ -139,34 +138,6 @@ class RunCheckpoints:
                 f"{self._manager.directory}: cannot write a checkpoint ({type(error).__name__}: {str(error)[:300]}); "
                 f"{kept}. Is the disk full? Make room and run the same command to go on"
             ) from error
-
-
-def find_checkpoint(path: str | Path) -> tuple[Path, str]:
-    """The checkpoint that a path names.
-
-    Args:
-      path: a checkpoint; or the folder of a run of train.py, of which it is the best by mean IoU, or the latest if
-        none was evaluated.
-
-    Returns:
-      its folder, and how it was chosen, in words (empty if there was no choice).
-
-    Raises:
-      FileNotFoundError: the run holds no checkpoint.
-    """
-    run = Path(path).expanduser()
-    if not (run / "checkpoints").is_dir():
-        return run, ""
-    steps = sorted(int(step.name) for step in (run / "checkpoints").iterdir() if step.name.isdigit())
-    if not steps:
-        raise FileNotFoundError(f"{run}: this run has no checkpoint yet")
-    folders = {step: run / "checkpoints" / str(step) for step in steps}
-    files = {step: folder / "metrics" / "metrics" for step, folder in folders.items()}
-    evaluated = {step: json.loads(file.read_text())["mean_iou"] for step, file in files.items() if file.exists()}
-    if not evaluated:
-        return folders[steps[-1]], " (the run's latest; none was evaluated)"
-    best = max(evaluated, key=evaluated.get)
-    return folders[best], f" (the run's best, mIoU {100 * evaluated[best]:.2f} while it was trained)"
 
 
 def _training_part(state: TrainState) -> dict:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fasseg_jax.checkpoint import load_checkpoint
+from fasseg_jax.checkpoint import find_checkpoint, load_checkpoint
 from fasseg_jax.classes import load_classes
 from fasseg_jax.config import load_config
-from fasseg_jax.run_checkpoints import RunCheckpoints, find_checkpoint
+from fasseg_jax.run_checkpoints import RunCheckpoints
 from fasseg_jax.train_step import TrainState
 
 
@@ -41,6 +41,7 @@ def test_the_best_is_kept_and_found_also_after_an_interruption(tmp_path):
         tmp_path / "checkpoints/2",
         " (the run's best, mIoU 50.00 while it was trained)",
     )
+    assert load_checkpoint(tmp_path).variables.keys() == {"params"}
     assert find_checkpoint(tmp_path / "checkpoints/7") == (tmp_path / "checkpoints/7", "")
 
 
