@@ -87,7 +87,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
         for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
             profile(step - first_step, workdir)
             images, targets = put_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
-            if step == first_step + 1:
+            if step == first_step + 1:  # compiled by name, so that nothing of its making need be kept
                 train_step = train_step.lower(state, images, targets).compile()
                 release_compiler_memory(traces=True)
             state, metrics = train_step(state, images, targets)
