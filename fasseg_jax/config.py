@@ -83,7 +83,8 @@ def base_config() -> ConfigDict:
             "hidden_dim": 256,  # C, channels of pixel decoder and decoder
             "num_heads": 8,  # M, of both kinds of attention
             "backbone": resnet(50),  # of `resnet` or `swin`
-            # How deformable attention samples: "gather", "dense" (products, for TPUs), or "auto" for the faster.
+            # How deformable attention samples: "gather", "dense" (products, for TPUs), "fused" (one kernel, for NVIDIA
+            # GPUs), or "auto" for what suits the device.
             "deformable_attention": "auto",
             # A positional encoding of the keys: "conditional" (depthwise 3x3 convolution of the features) or "sine".
             "key_positions": "conditional",

@@ -1,11 +1,13 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021, equation 3), in pure JAX.
 
-No compiled operator: bilinear sampling is written as gathers of rows, which XLA fuses with their weighting so that the
-samples are never stored. A TPU, slow at gathers, samples by dense products instead (`deformable_attention_dense`).
+No operator to be built: bilinear sampling is written as gathers of rows, which XLA fuses with their weighting so that
+the samples are never stored. A TPU, slow at gathers, samples by dense products instead (`deformable_attention_dense`),
+an NVIDIA GPU in one kernel (`deformable_attention_fused`), both by Pallas, a part of JAX.
 """
 
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -45,15 +47,16 @@ def deformable_sample(
       locations: (B, Q, M, levels, P, 2), xy in [0, 1] with pixel centres at half-integers; zero outside.
       weights: (B, Q, M, levels, P).
       shapes: (h, w) of each level, a tuple of tuples.
-      method: "gather", "dense" (products; emulated, slowly, where there is no TPU), or "auto": dense on TPUs, unless
-        there are several and no mesh says how images lie on them (see `parallel.on_each_device`). To compile for a TPU
-        elsewhere, name "dense".
+      method: "gather"; "dense" (products, for TPUs) or "fused" (one kernel, for NVIDIA GPUs), both emulated, slowly,
+        elsewhere; or "auto": dense on TPUs, fused on NVIDIA GPUs from Ampere on, unless there are several and no mesh
+        says how images lie on them (see `parallel.on_each_device`), else gather. To compile for a device that is not
+        there, name the method.
 
     Returns:
       (B, Q, M, D) in the dtype of `values`; coordinates, weights and the sum are float32.
     """
     with jax.named_scope("deformable_sample"):
-        sample = _dense().dense_sample if _is_dense(method) else _gather_sample
+        sample, _ = _functions(method)
         return on_each_device(functools.partial(sample, shapes=shapes))(values, locations, weights)
 
 
@@ -63,33 +66,45 @@ def _sample_forward(values, locations, weights, shapes, method):
 
 def _sample_backward(shapes, method, inputs, gradient):
     with jax.named_scope("deformable_sample_gradients"):
-        gradients = _dense().dense_sample_gradients if _is_dense(method) else _gather_sample_gradients
+        _, gradients = _functions(method)
         return on_each_device(functools.partial(gradients, shapes=shapes))(*inputs, gradient)
 
 
 deformable_sample.defvjp(_sample_forward, _sample_backward)
 
 
-def _is_dense(method: str) -> bool:
-    if method != "auto":
-        return method == "dense"
-    alone = jax.device_count() == 1 or DATA in jax.sharding.get_abstract_mesh().axis_names
-    return jax.default_backend() == "tpu" and alone
+def _functions(method: str) -> tuple[Callable, Callable]:
+    """Sampling and its derivative. Pallas, which takes a third of a second to load, is loaded only where it is used."""
+    if method == "auto":
+        method = _fastest_method()
+    if method == "dense":
+        from fasseg_jax import deformable_attention_dense as dense
+
+        return dense.dense_sample, dense.dense_sample_gradients
+    if method == "fused":
+        from fasseg_jax import deformable_attention_fused as fused
+
+        return fused.fused_sample, fused.fused_sample_gradients
+    return _gather_sample, _gather_sample_gradients
 
 
-def _dense():
-    """The dense formulation; other platforms need not load Pallas, which takes a third of a second."""
-    from fasseg_jax import deformable_attention_dense
-
-    return deformable_attention_dense
+def _fastest_method() -> str:
+    device = jax.devices()[0]
+    if jax.device_count() > 1 and DATA not in jax.sharding.get_abstract_mesh().axis_names:
+        return "gather"  # XLA divides no kernel among devices
+    # "8.6" or the like of NVIDIA's; Triton compiles for 8.0 and later ones.
+    capability = re.match(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))
+    if capability and int(capability[1]) >= 8:
+        return "fused"
+    return "dense" if device.platform == "tpu" else "gather"
 
 
 def _gather_sample(values, locations, weights, shapes):
-    rows, first_row = _rows(values)
+    rows, first_row = token_rows(values)
 
     def add_sample(total, sample):
         size, start, xy, weight = sample
-        for corner in _corners(xy, size):
+        for corner in corners(xy, size):
             row = first_row + (start + corner.token) * values.shape[2]  # (B, Q, M)
             near = jnp.where(corner.inside, corner.near_x * corner.near_y * weight, 0)
             total += near[..., None] * rows.at[row].get(mode="promise_in_bounds")  # (B, Q, M, D)
@@ -162,7 +177,7 @@ def _corner_rows(values: jax.Array, h: int, w: int) -> jax.Array:
     return jnp.concatenate(corners, axis=-1).reshape(-1, 4 * d)
 
 
-def _rows(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_rows(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Values as rows (B * N * M, D), row (image * N + token) * M + head; the first of each image and head (B, 1, M)."""
     b, n, m, d = values.shape
     first_row = jnp.arange(b, dtype=jnp.int32)[:, None, None] * (n * m) + jnp.arange(m, dtype=jnp.int32)
@@ -178,24 +193,27 @@ def _samples(locations: jax.Array, weights: jax.Array, shapes: Shapes) -> tuple:
     return (sizes[:, 0], sizes[:, 1]), starts, locations, weights.transpose(3, 4, 0, 1, 2).reshape(-1, b, q, m)
 
 
-class _Corner(NamedTuple):
-    """One of the four pixels around each sample, all (B, Q, M): its token, and how near it is."""
+class Corner(NamedTuple):
+    """One of the four pixels around each of some samples: its token in the level, and how near it is."""
 
-    inside: jax.Array
+    inside: jax.Array  # the level
     token: jax.Array
     near_x: jax.Array
     near_y: jax.Array
+    slope_x: int  # derivative of `near_x` by the sample's x in pixels
+    slope_y: int
 
 
-def _corners(xy: jax.Array, size: tuple[jax.Array, jax.Array]) -> Iterator[_Corner]:
+def corners(xy: tuple[jax.Array, jax.Array], size: tuple[jax.Array, jax.Array]) -> Iterator[Corner]:
+    """Of samples at x and y in [0, 1], arrays of one shape, in a level of `size` (h, w)."""
     (x, y), (h, w) = xy, size
     x, y = x * w - 0.5, y * h - 0.5
     x0, y0 = jnp.floor(x), jnp.floor(y)
-    for column, near_x in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
-        for row, near_y in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
+    for column, near_x, slope_x in ((x0, x0 + 1 - x, -1), (x0 + 1, x - x0, 1)):
+        for row, near_y, slope_y in ((y0, y0 + 1 - y, -1), (y0 + 1, y - y0, 1)):
             inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
             token = jnp.where(inside, row * w + column, 0).astype(jnp.int32)
-            yield _Corner(inside, token, near_x, near_y)
+            yield Corner(inside, token, near_x, near_y, slope_x, slope_y)
 
 
 def compass_bias(num_heads: int, levels: int, points: int):

@@ -18,7 +18,7 @@ __all__ = ["FASeg", "Predictions", "build_model", "initial_variables"]
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
-    "deformable_attention": ("auto", "gather", "dense"),
+    "deformable_attention": ("auto", "gather", "dense", "fused"),
     "key_positions": ("conditional", "sine"),
     "backbone.kind": ("resnet", "swin"),
     "backbone.norm": ("frozen_batch_norm", "batch_norm"),

@@ -66,7 +66,7 @@ class EncoderLayer(nn.Module):
 class PixelDecoder(nn.Module):
     """[res2, res3, res4, res5] of a backbone -> `PixelFeatures`.
 
-    `deformable_attention` is how it samples: "auto", "gather" or "dense" (see `deformable_sample`).
+    `deformable_attention` is how it samples: "auto", "gather", "dense" or "fused" (see `deformable_sample`).
     `key_positions` is "conditional" (a depthwise 3x3 convolution of the projected features) or "sine". The positions at
     stride 4, which only HRCA needs, are made if `high_resolution_positions`.
     """

@@ -1,9 +1,10 @@
-"""Deformable attention against a plain loop in float64, values and gradients; gathers and dense products alike."""
+"""Deformable attention against a plain loop in float64, values and gradients, by each method."""
 
 import functools
+import re
+import types
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,13 +52,13 @@ def float32(arrays):
     return [jnp.asarray(x, jnp.float32) for x in arrays]
 
 
-@pytest.mark.parametrize("method", ["auto", "gather", "dense"])
+@pytest.mark.parametrize("method", ["auto", "gather", "dense", "fused"])
 def test_values(inputs, method):
     ours = jax.jit(deformable_sample, static_argnums=(3, 4))(*float32(inputs), SHAPES, method)
     np.testing.assert_allclose(ours, naive_sample(*inputs, SHAPES), atol=2e-6)
 
 
-@pytest.mark.parametrize("method", ["gather", "dense"])
+@pytest.mark.parametrize("method", ["gather", "dense", "fused"])
 def test_gradients(inputs, method):
     """Of a random projection of the output, against central differences of the naive float64 loop."""
     projection = np.random.default_rng(1).standard_normal((2, 5, 2, 4))
@@ -83,87 +84,106 @@ def test_gradients(inputs, method):
 LARGE_SHAPES = ((3, 5), (23, 36), (3, 260))
 
 
+@pytest.mark.parametrize("method", ["dense", "fused"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_many_tiles_and_chunks(dtype):
-    """Queries of three tiles. float32 places a sample to 2^-17 of a pixel near column 260, where values differ by 5.
+def test_many_tiles_and_chunks(dtype, method):
+    """Several tiles, the last one incomplete, and a number of channels that is no power of two.
 
+    float32 places a sample to 2^-17 of a pixel near column 260, where values differ by 5.
     bfloat16 holds values, weights of pixels and the result to 8 bits, the sum in float32.
     """
-    values, locations, weights = draw(LARGE_SHAPES, 300, 8)
+    values, locations, weights = draw(LARGE_SHAPES, 300, 12)
     values = np.asarray(jnp.asarray(values, dtype), np.float64)
     expected = naive_sample(values, locations, weights, LARGE_SHAPES)
     sample = jax.jit(deformable_sample, static_argnums=(3, 4))
-    ours = sample(jnp.asarray(values, dtype), *float32((locations, weights)), LARGE_SHAPES, "dense")
+    ours = sample(jnp.asarray(values, dtype), *float32((locations, weights)), LARGE_SHAPES, method)
     assert ours.dtype == dtype
     error = np.abs(np.asarray(ours, np.float64) - expected)
     assert error.max() < (5 * 2**-17 if dtype == "float32" else 2**-7 * np.abs(expected).max())
 
 
-def test_gradients_of_both_methods_agree():
+@pytest.mark.parametrize("kernel", ["dense", "fused"])
+def test_gradients_of_kernels_and_gathers_agree(kernel):
     """Over many tiles and chunks."""
-    arrays = float32(draw(LARGE_SHAPES, 300, 8))
-    gradient = jnp.asarray(np.random.default_rng(1).standard_normal((2, 300, 2, 8)), jnp.float32)
+    arrays = float32(draw(LARGE_SHAPES, 300, 12))
+    gradient = jnp.asarray(np.random.default_rng(1).standard_normal((2, 300, 2, 12)), jnp.float32)
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradients(method):
         return jax.vjp(lambda *x: deformable_sample(*x, LARGE_SHAPES, method), *arrays)[1](gradient)
 
-    for ours, theirs in zip(gradients("dense"), gradients("gather"), strict=True):
+    for ours, theirs in zip(gradients(kernel), gradients("gather"), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_slope_on_a_pixel_centre_is_that_to_the_right():
-    """Exactly representable positions: both methods take the same side."""
+    """Exactly representable positions: all methods take the same side."""
     values = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 1, 4)), jnp.float32)
     grid = (np.arange(8) + 0.5) / 8
     locations = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(1, 64, 1, 1, 1, 2)
     locations = jnp.asarray(locations, jnp.float32)
     weights = jnp.ones((1, 64, 1, 1, 1))
     slopes = {}
-    for method in ("gather", "dense"):
+    for method in ("gather", "dense", "fused"):
         total = lambda x, method=method: deformable_sample(values, x, weights, ((8, 8),), method).sum()
         slopes[method] = jax.jit(jax.grad(total))(locations)[0, :, 0, 0, 0].reshape(8, 8, 2)
     sums = np.asarray(values.sum(axis=-1)).reshape(8, 8)
-    np.testing.assert_allclose(slopes["dense"], slopes["gather"], atol=1e-4)
-    np.testing.assert_allclose(slopes["dense"][:, :-1, 0], 8 * np.diff(sums, axis=1), atol=1e-4)
-    np.testing.assert_allclose(slopes["dense"][:-1, :, 1], 8 * np.diff(sums, axis=0), atol=1e-4)
+    for slope in slopes.values():
+        np.testing.assert_allclose(slope, slopes["gather"], atol=1e-4)
+        np.testing.assert_allclose(slope[:, :-1, 0], 8 * np.diff(sums, axis=1), atol=1e-4)
+        np.testing.assert_allclose(slope[:-1, :, 1], 8 * np.diff(sums, axis=0), atol=1e-4)
+
+
+TPU = types.SimpleNamespace(platform="tpu")
+AMPERE = types.SimpleNamespace(platform="gpu", compute_capability="8.6")
+BLACKWELL = types.SimpleNamespace(platform="gpu", compute_capability="12.0")
+TURING = types.SimpleNamespace(platform="gpu", compute_capability="7.5")  # Triton compiles for none before Ampere
+AMD = types.SimpleNamespace(platform="gpu", compute_capability="gfx942")
 
 
 @pytest.mark.parametrize(
-    ("method", "platform", "devices", "kernels"),
+    ("method", "devices", "target", "kernels"),
     [
-        ("auto", "tpu", 1, 2),
-        ("auto", "tpu", 4, 0),
-        ("auto", "gpu", 1, 0),
-        ("gather", "tpu", 1, 0),
-        ("dense", "cpu", 1, 2),
+        ("auto", [TPU], "tpu", 2),
+        ("auto", [TPU] * 4, "tpu", 0),
+        ("gather", [TPU], "tpu", 0),
+        ("dense", [], "tpu", 2),
+        ("auto", [AMPERE], "cuda", 2),
+        ("auto", [BLACKWELL], "cuda", 2),
+        ("auto", [AMPERE] * 2, "cuda", 0),
+        ("auto", [TURING], "cuda", 0),
+        ("auto", [AMD], "rocm", 0),
+        ("fused", [], "cuda", 2),
     ],
 )
-def test_tpu_programs_hold_the_kernels(inputs, monkeypatch, method, platform, devices, kernels):
-    """Forward and backward lowered for a TPU, where JAX has so many devices of `platform`."""
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
+def test_programs_hold_the_kernels(inputs, monkeypatch, method, devices, target, kernels):
+    """Forward and backward lowered for a platform, where JAX has such devices."""
+    devices = devices or jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "device_count", lambda: len(devices))
 
     def total(*arguments):
         return jnp.square(deformable_sample(*arguments, SHAPES, method)).sum()
 
-    program = jax.export.export(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))), platforms=["tpu"])
-    text = program(*float32(inputs)).mlir_module()
-    assert text.count("tpu_custom_call") == kernels
+    program = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))).trace(*float32(inputs))
+    text = program.lower(lowering_platforms=(target,)).as_text()
+    assert len(re.findall(r"tpu_custom_call|__gpu\$xla\.gpu\.triton", text)) == kernels
 
 
-def test_network_is_the_same_by_both_methods(tiny_config):
+def test_network_is_the_same_by_all_methods(tiny_config):
     images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 96, 3)), jnp.float32)
     predictions = {}
-    for method in ("gather", "dense"):
+    for method in ("gather", "dense", "fused"):
         tiny_config.model.deformable_attention = method
         model = build_model(tiny_config.model)
         variables = jax.jit(model.init)(jax.random.key(0), images)
         predictions[method] = jax.jit(model.apply)(variables, images)
-    np.testing.assert_allclose(predictions["dense"].class_logits, predictions["gather"].class_logits, atol=1e-4)
-    np.testing.assert_allclose(predictions["dense"].mask_logits, predictions["gather"].mask_logits, atol=1e-4)
+    for method in ("dense", "fused"):
+        ours, theirs = predictions[method], predictions["gather"]
+        np.testing.assert_allclose(ours.class_logits, theirs.class_logits, atol=1e-4)
+        np.testing.assert_allclose(ours.mask_logits, theirs.mask_logits, atol=1e-4)
     tiny_config.model.deformable_attention = "sparse"
-    with pytest.raises(ValueError, match="deformable_attention is 'sparse'; choose one of auto, gather, dense"):
+    with pytest.raises(ValueError, match="deformable_attention is 'sparse'; choose one of auto, gather, dense, fused"):
         build_model(tiny_config.model)
 
 

@@ -84,6 +84,16 @@ def test_separate_weights(checkpoint, exported, tmp_path):
         load_exported.load(files[0])
 
 
+def test_kernels_of_gpus_are_not_exported(checkpoint, tmp_path):
+    """JAX refuses them, as another version of it may not run them."""
+    config = checkpoint.config.copy_and_resolve_references()
+    config.model.deformable_attention = "fused"
+    fused = Checkpoint(config, checkpoint.variables, checkpoint.classes)
+    export_model(fused, SIZES[:1], tmp_path / "model.npz", platforms=["cpu", "cuda"])
+    labels = load_exported.load(tmp_path / "model.npz")(photo(*SIZES[0]))
+    np.testing.assert_array_equal(labels, expected_labels(checkpoint, SIZES[0]))
+
+
 class FixedModel:
     """Stands in for the network: the same masks (Q, H'/4, W'/4) and classes (Q, K) whatever the image."""
 
