@@ -17,21 +17,12 @@ import time
 from tpu_cycles import CYCLES_PER_MS, Kernels, program_cycles
 
 # isort: split
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 from jax.experimental import topologies
-from jax.sharding import Mesh
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
-
-from fasseg_jax.matching import Targets
-from fasseg_jax.model import build_model, initial_variables
-from fasseg_jax.optimizer import make_optimizer
-from fasseg_jax.parallel import DATA, abstract, batch_sharding, state_shardings
-from fasseg_jax.train_step import TrainState, make_train_step
+from train_program import lower_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; its batch size is compiled.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Of the pod slice, as the TPU library names it.")
@@ -51,36 +42,25 @@ def main(_):
         config.model.deformable_attention = "dense"  # what "auto" is on a TPU
     size, (height, width) = config.train.batch_size, config.augmentation.crop
     kernels = Kernels(config.model, (height, width), TOPOLOGY.value)
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value)
-    mesh = Mesh(np.array(topology.devices), (DATA,))
-    model = build_model(config.model)
-    variables = jax.eval_shape(lambda: initial_variables(model, 0))
-    optimizer = make_optimizer(config, variables["params"])
-    state = jax.eval_shape(lambda v: TrainState.create(v, optimizer, ema=config.train.ema_decay > 0), variables)
-    state = abstract(state, state_shardings(state, mesh, config.train.shard_parameters))
-
-    shard = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-    images = shard((size, height, width, 3), jnp.uint8)
-    targets = Targets(
-        labels=shard((size, height, width), jnp.uint8), classes=shard((size, config.data.max_targets), jnp.int32)
-    )
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value).devices
     begin = time.perf_counter()
-    step = make_train_step(config, model, optimizer, mesh, state)
-    compiled = step.lower(state, images, targets).compile()
+    compiled = lower_train_step(config, chips).compile()
     seconds = time.perf_counter() - begin
 
     memory = compiled.memory_analysis()
     program = compiled.as_text()
     found = re.findall(rf"= (?:\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
     cycles = program_cycles(program, LOOP_LENGTH.value)
-    inside = sum(runs * size // mesh.size * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
+    inside = sum(
+        runs * size // len(chips) * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items()
+    )
     per_ms = CYCLES_PER_MS[TOPOLOGY.value.partition(":")[0]]
     live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     result = {
         "config": flags.FLAGS["config"].config_filename,
         "dtype": config.model.dtype,
         "topology": TOPOLOGY.value,
-        "chips": mesh.size,
+        "chips": len(chips),
         "batch": size,
         "compile_s": seconds,
         "memory_per_chip_gb": (live - memory.alias_size_in_bytes) / 1e9,

@@ -32,7 +32,7 @@ class Assignment:
 
 @flax.struct.dataclass
 class Search:
-    """The search for one target's path, Dijkstra's over queries. Its distances are reduced costs from the new target."""
+    """The search for one target's path, Dijkstra's over queries; distances are sums of reduced costs along it."""
 
     distance: jax.Array  # (Q,) least found to each query
     visited: jax.Array  # (Q,) bool, queries whose distance is final

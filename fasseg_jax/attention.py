@@ -29,11 +29,12 @@ def attend(logits: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _attend_forward(logits, values):
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))  # float32, as all that is summed
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("...qn,...nd->...qd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    # Rounded before they are summed: nothing of the size of the logits is then kept, or moved, in float32.
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(values.dtype)
+    total = weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
+    out = jnp.einsum("...qn,...nd->...qd", weights, values, preferred_element_type=jnp.float32)
     outputs = (out / total).astype(values.dtype), (weights / total).mean(axis=-3)
-    return outputs, (weights.astype(values.dtype), total, values)
+    return outputs, (weights, total, values)
 
 
 def _attend_backward(kept, gradients):

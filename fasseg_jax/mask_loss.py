@@ -4,6 +4,7 @@ Kirillov et al., "PointRend: Image Segmentation as Rendering", 2020, is where th
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -17,6 +18,9 @@ from fasseg_jax.points import importance_counts, most_uncertain, sample_labels, 
 
 __all__ = ["MaskErrors", "mask_errors"]
 
+# Pairs in one turn of the loop over them. A GPU wants few, large turns, as each is many small programs; a CPU is fastest
+# with what fits its cache.
+PAIRS_AT_ONCE = {"cuda": 128, "rocm": 128, "default": 4}
 TARGETS_AT_ONCE = 8  # with all predictions, in the products of matrices that end the loss
 
 
@@ -57,8 +61,13 @@ def mask_errors(
         number, class_logits, embeddings, points = inputs
         mask_logits = jnp.einsum("bqc,bhwc->bhwq", embeddings, features, precision="highest")
         queries, non_finite = match(class_logits, mask_logits, targets, points, config)
-        cross_entropy, dice, gradient = add_pairs(
-            gradient, number, mask_logits.transpose(0, 3, 1, 2), targets, queries, points_of_pair, config
+        cross_entropy, dice, gradient = jax.lax.platform_dependent(
+            gradient,
+            number,
+            mask_logits.transpose(0, 3, 1, 2),
+            targets,
+            queries,
+            **{name: partial(add_pairs, points_of_pair, config, step) for name, step in PAIRS_AT_ONCE.items()},
         )
         return gradient, (queries, non_finite, cross_entropy, dice)
 
@@ -76,21 +85,21 @@ def mask_errors(
 
 
 def add_pairs(
+    points_of_pair: Callable,
+    config: ConfigDict,
+    step: int,
     gradient: jax.Array,
     prediction: jax.Array,
     mask_logits: jax.Array,
     targets: Targets,
     queries: jax.Array,
-    points_of_pair: Callable,
-    config: ConfigDict,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over the pairs of one prediction of cross-entropy and of Dice loss, both (), and the gradient with theirs.
 
-    A loop over the real targets, whose number the program learns only as it runs, a few at a time. `mask_logits` are
+    A loop over the real targets, whose number the program learns only as it runs, `step` at a time. `mask_logits` are
     (B, Q, h, w), `queries` (B, T); `gradient` is that of `mask_errors`.
     """
     num_images, max_targets = queries.shape
-    step = pairs_at_once()
     places, num_targets = real_targets(targets.classes, step)
 
     def add_some(i, state):
@@ -109,11 +118,7 @@ def add_pairs(
         row = jnp.where(real, target, max_targets)
         own_gradient = jnp.where(real[:, None, None], own_gradient, 0)
 
-        def set_row(j, gradient):  # each a copy of a whole map, which a scatter would not be
-            start = image[j], row[j], prediction, 0, 0
-            return jax.lax.dynamic_update_slice(gradient, own_gradient[j][None, None, None], start)
-
-        gradient = jax.lax.fori_loop(0, step, set_row, gradient)
+        gradient = set_rows(gradient, own_gradient, image, row, prediction)
         total = lambda x: jnp.where(real, x, 0).sum()
         return cross_entropy + total(own_cross_entropy), dice + total(own_dice), gradient
 
@@ -121,12 +126,23 @@ def add_pairs(
     return jax.lax.fori_loop(0, -(-num_targets // step), add_some, start)
 
 
-def pairs_at_once() -> int:
-    """Pairs handled in one turn of the loop over them.
+def set_rows(
+    gradient: jax.Array, rows: jax.Array, image: jax.Array, target: jax.Array, prediction: jax.Array
+) -> jax.Array:
+    """`gradient` (B, T', L+1, h, w) with `rows` (N, h, w) at the given places, (N,), (N,) and ()."""
 
-    A GPU wants few, large turns, as each is many small programs; a CPU is fastest with what fits its cache.
-    """
-    return 64 if jax.default_backend() == "gpu" else 4
+    def one_after_another(gradient, rows, image, target, prediction):
+        def set_row(j, gradient):  # each a copy of a whole map, which a scatter is not on a CPU or TPU
+            start = image[j], target[j], prediction, 0, 0
+            return jax.lax.dynamic_update_slice(gradient, rows[j][None, None, None], start)
+
+        return jax.lax.fori_loop(0, len(rows), set_row, gradient)
+
+    def together(gradient, rows, image, target, prediction):
+        return gradient.at[image, target, prediction].set(rows)
+
+    arguments = gradient, rows, image, target, prediction
+    return jax.lax.platform_dependent(*arguments, cuda=together, rocm=together, default=one_after_another)
 
 
 def real_targets(classes: jax.Array, step: int) -> tuple[jax.Array, jax.Array]:

@@ -1,16 +1,32 @@
-"""The assignment against scipy's."""
+"""The assignment against scipy's: by loops, and by the kernel for GPUs, emulated."""
+
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from fasseg_jax import assignment
 from fasseg_jax.assignment import NON_FINITE_COST, assign
 
-assign_all = jax.jit(jax.vmap(assign))
+
+@pytest.fixture(params=["loops", "kernel"])
+def assign_all(request, monkeypatch):
+    """Of costs (N, Q, T) and numbers of targets (N,)."""
+    if request.param == "kernel":
+        emulated = functools.partial(assignment.assign_in_a_kernel, interpret=True)
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, cuda, default: emulated(*arguments))
+    return jax.jit(jax.vmap(lambda *problem: assign(*problem)))  # a function of its own, traced anew
 
 
-def check(costs: np.ndarray, num_targets: np.ndarray) -> np.ndarray:
+@pytest.fixture
+def check(assign_all):
+    return functools.partial(check_assignments, assign_all)
+
+
+def check_assignments(assign_all, costs: np.ndarray, num_targets: np.ndarray) -> np.ndarray:
     """Every problem of (N, Q, T) gets a valid assignment, as cheap as scipy's; returns the queries (N, T)."""
     queries = np.asarray(assign_all(costs.astype(np.float32), num_targets.astype(np.int32)))
     for cost, n, query in zip(costs.astype(np.float32), num_targets, queries, strict=True):
@@ -26,7 +42,7 @@ def check(costs: np.ndarray, num_targets: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("num_queries", "max_targets"), [(1, 1), (5, 5), (7, 3), (30, 30), (100, 40), (64, 64)])
-def test_random_problems_of_every_size(num_queries, max_targets):
+def test_random_problems_of_every_size(check, num_queries, max_targets):
     rng = np.random.default_rng(0)
     num_targets = rng.integers(0, max_targets + 1, 40)
     num_targets[:2] = 0, max_targets
@@ -47,12 +63,12 @@ HARD_COSTS = {
 
 
 @pytest.mark.parametrize("kind", HARD_COSTS)
-def test_hard_costs(kind):
+def test_hard_costs(check, kind):
     costs = HARD_COSTS[kind](np.random.default_rng(0), (12, 25, 25))
     check(costs, np.array([25, 24, 20, 13, 12, 9, 7, 4, 3, 2, 1, 0]))
 
 
-def test_padding_is_not_looked_at():
+def test_padding_is_not_looked_at(check, assign_all):
     costs = np.random.default_rng(0).random((3, 12, 6)).astype(np.float32)
     num_targets = np.array([4, 0, 5])
     expected = check(costs, num_targets)
@@ -63,7 +79,7 @@ def test_padding_is_not_looked_at():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_non_finite_costs_leave_the_others_matched_optimally(value):
+def test_non_finite_costs_leave_the_others_matched_optimally(check, value):
     rng = np.random.default_rng(1)
     costs = rng.random((20, 15, 10))
     costs[rng.random(costs.shape) < 0.2] = value
@@ -76,7 +92,7 @@ def test_non_finite_costs_leave_the_others_matched_optimally(value):
         assert 4 not in queries[1]
 
 
-def test_costs_near_the_largest_number_are_assigned():
+def test_costs_near_the_largest_number_are_assigned(assign_all):
     costs = np.full((2, 6, 6), 3e38, np.float32)
     costs[1] *= np.where(np.random.default_rng(0).random((6, 6)) < 0.5, -1, 1)
     for query in np.asarray(assign_all(costs, np.array([6, 6]))):
@@ -86,3 +102,12 @@ def test_costs_near_the_largest_number_are_assigned():
 def test_more_targets_than_queries_are_refused():
     with pytest.raises(ValueError, match="5 targets cannot each have one of 4 queries"):
         assign(np.zeros((4, 5), np.float32), 2)
+
+
+@pytest.mark.parametrize(("platform", "kernels"), [("cuda", 1), ("rocm", 0), ("tpu", 0), ("cpu", 0)])
+def test_nvidia_gpus_get_one_kernel_for_all_problems(platform, kernels):
+    shapes = jax.ShapeDtypeStruct((14, 100, 40), jnp.float32), jax.ShapeDtypeStruct((14,), jnp.int32)
+    program = jax.jit(jax.vmap(lambda *problem: assign(*problem))).trace(*shapes)
+    text = program.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == kernels
+    assert ("stablehlo.while" in text) == (not kernels)

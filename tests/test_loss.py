@@ -219,8 +219,9 @@ def points_of_key(key, predictions: FactoredPredictions, targets: Targets, confi
         ([4, 4], 4, 4, False, 3),
         ([20, 17], 21, 23, True, 1),
         ([0, 0], 3, 5, False, 1),
+        ([2, 0, 3], 5, 8, False, "as on a GPU"),
     ],
-    ids=["padded", "padded, points given", "as many targets as queries", "many", "none"],
+    ids=["padded", "padded, points given", "as many targets as queries", "many", "none", "as on a GPU"],
 )
 def test_plain_implementation(num_targets, max_targets, num_queries, points_given, at_once, monkeypatch):
     predictions, targets = random_case(0, num_targets, max_targets, num_queries)
@@ -234,7 +235,11 @@ def test_plain_implementation(num_targets, max_targets, num_queries, points_give
     chosen = plain_points(predictions, points, queries, config)
     plain = jax.jit(jax.value_and_grad(lambda p: plain_loss(p, targets, chosen, queries, config)))(predictions)
 
-    monkeypatch.setattr(mask_loss, "pairs_at_once", lambda: at_once)
+    if at_once == "as on a GPU":  # all choices but the kernels', which have tests of their own
+        take = lambda *arguments, default, rocm=None, **_: (rocm or default)(*arguments)
+        monkeypatch.setattr(jax.lax, "platform_dependent", take)
+    else:
+        monkeypatch.setattr(mask_loss, "PAIRS_AT_ONCE", {"default": at_once})
     terms, gradient = loss_and_gradient(predictions, targets, points if points_given else key, config)
     assert terms.num_targets == sum(num_targets)
     np.testing.assert_allclose(terms.total, plain[0], rtol=2e-6)

@@ -13,6 +13,7 @@ from fasseg_jax.points import (
     sample_labels,
     sample_masks,
     sample_masks_at_shared_points,
+    value_of_rank,
 )
 
 
@@ -89,6 +90,15 @@ def test_most_uncertain(count):
     chosen = np.asarray(jax.jit(most_uncertain, static_argnums=1)(logits, count))
     expected = np.sort(np.argsort(np.abs(logits), axis=1, kind="stable")[:, :count])
     np.testing.assert_array_equal(chosen, expected)
+
+
+@pytest.mark.parametrize("digit", [1, 2, 4])
+@pytest.mark.parametrize("rank", [1, 57, 300])
+def test_value_of_rank(digit, rank):
+    rng = np.random.default_rng(rank)
+    rows = np.stack([rng.integers(0, 2**32, 300), rng.integers(0, 5, 300), rng.integers(2**31 - 3, 2**31 + 3, 300)])
+    found = jax.jit(value_of_rank, static_argnums=(1, 2))(rows.astype(np.uint32), rank, digit)
+    np.testing.assert_array_equal(found[:, 0], np.sort(rows)[:, rank - 1])
 
 
 def test_points_depend_on_pair_and_fill_the_square():

@@ -1,0 +1,35 @@
+"""The training step of a recipe, for devices that need not be there."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fasseg_jax.matching import Targets
+from fasseg_jax.model import build_model, initial_variables
+from fasseg_jax.optimizer import make_optimizer
+from fasseg_jax.parallel import DATA, abstract, batch_sharding, state_shardings
+from fasseg_jax.train_step import TrainState, make_train_step
+
+__all__ = ["lower_train_step"]
+
+
+def lower_train_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+    """As `train.py` compiles it, for arrays of the configuration's sizes on a mesh of `devices`."""
+    mesh = Mesh(np.array(devices), (DATA,))
+    model = build_model(config.model)
+    variables = jax.eval_shape(lambda: initial_variables(model, 0))
+    optimizer = make_optimizer(config, variables["params"])
+    state = jax.eval_shape(lambda v: TrainState.create(v, optimizer, ema=config.train.ema_decay > 0), variables)
+    state = abstract(state, state_shardings(state, mesh, config.train.shard_parameters))
+
+    size, (height, width) = config.train.batch_size, config.augmentation.crop
+    shard = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+    images = shard((size, height, width, 3), jnp.uint8)
+    targets = Targets(
+        labels=shard((size, height, width), jnp.uint8), classes=shard((size, config.data.max_targets), jnp.int32)
+    )
+    return make_train_step(config, model, optimizer, mesh, state).lower(state, images, targets)
