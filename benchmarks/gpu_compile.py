@@ -4,8 +4,9 @@
     python benchmarks/gpu_compile.py --config configs/ade20k.py:r50 --config.model.dtype=bfloat16 --batch 16
 
 Memory on the GPU, launches and the memory that they read and write (see `gpu_program.py`), of which follows a least
-time: at the GPU's bandwidth, arithmetic not counted. Nothing is run. Loops whose length only the data decide, as those over targets,
-count --loop_length times. The compiler cannot try out its choices without a GPU; on one it may take others.
+time: at the GPU's bandwidth, arithmetic not counted. Nothing is run. Loops whose length only the data decide, as those
+over targets, count --loop_length times. The compiler cannot try out its choices without a GPU; on one it may take
+others.
 """
 
 import dataclasses
@@ -68,9 +69,9 @@ LOOP_LENGTH = flags.DEFINE_integer("loop_length", 2, "Of loops over targets: 128
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
-def lower_forward(config, device) -> jax.stages.Lowered:
+def lower_forward(config, devices) -> jax.stages.Lowered:
     """The network alone."""
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(devices[0]))
     model = build_model(config.model)
     variables = jax.tree.map(place, jax.eval_shape(lambda: initial_variables(model, 0)))
     images = jax.ShapeDtypeStruct((BATCH.value, *config.augmentation.crop, 3), jnp.float32)
@@ -87,11 +88,9 @@ def main(_):
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", topology="1x1x1", target_config=description
     )
+    lower = lower_forward if FORWARD.value else lower_train_step
     begin = time.perf_counter()
-    lowered = (
-        lower_forward(config, topology.devices[0]) if FORWARD.value else lower_train_step(config, topology.devices)
-    )
-    compiled = lowered.compile()
+    compiled = lower(config, topology.devices).compile()
     seconds = time.perf_counter() - begin
 
     memory, work = compiled.memory_analysis(), program_work(compiled.as_text(), LOOP_LENGTH.value)

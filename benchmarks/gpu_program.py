@@ -126,7 +126,6 @@ def _read(name: str, inside: dict[str, Operation], size: int) -> int:
 def _part(line: str, depth: int) -> str:
     name = re.search(r'op_name="([^"]*)"', line)
     parts = name[1].split("/") if name else []
-    parts = [
-        part for part in parts if not re.match(r"jit\(|while|body|closed_call|checkpoint|shard_map|cond|branch", part)
-    ]
+    of_loops = r"jit\(|while|body|closed_call|checkpoint|rematted|shard_map|cond|branch"
+    parts = [part for part in parts if not re.match(of_loops, part)]
     return "/".join(parts[:depth]) or "(no name)"

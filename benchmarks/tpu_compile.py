@@ -51,9 +51,8 @@ def main(_):
     program = compiled.as_text()
     found = re.findall(rf"= (?:\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
     cycles = program_cycles(program, LOOP_LENGTH.value)
-    inside = sum(
-        runs * size // len(chips) * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items()
-    )
+    images = size // len(chips)
+    inside = sum(runs * images * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
     per_ms = CYCLES_PER_MS[TOPOLOGY.value.partition(":")[0]]
     live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     result = {

@@ -29,8 +29,10 @@ def attend(logits: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _attend_forward(logits, values):
-    # Rounded before they are summed: nothing of the size of the logits is then kept, or moved, in float32.
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(values.dtype)
+    # Rounded before they are summed, and behind a barrier, as XLA would keep both forms: nothing as large as the logits
+    # is moved in float32 but they.
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = jax.lax.optimization_barrier(weights.astype(values.dtype))
     total = weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
     out = jnp.einsum("...qn,...nd->...qd", weights, values, preferred_element_type=jnp.float32)
     outputs = (out / total).astype(values.dtype), (weights / total).mean(axis=-3)
