@@ -14,6 +14,7 @@ import re
 __all__ = ["Work", "program_work"]
 
 BOOKKEEPING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id", "after-all"}
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written into a part of the first
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 
 
@@ -37,8 +38,8 @@ class Operation:
 
     def named(self, what: str) -> list[str]:
         """Computations that the line names, as calls=... does."""
-        found = re.findall(rf"\b(?:{what})=\{{?(%?[\w.-]+(?:, *%?[\w.-]+)*)", self.line)
-        return [name.strip(" %") for group in found for name in group.split(",")]
+        found = re.findall(rf"\b(?:{what})=(?:{{([^}}]*)}}|(%?[\w.-]+))", self.line)
+        return [name.strip(" %") for several, one in found for name in (several or one).split(",")]
 
 
 def program_work(program: str, loop_length: int = 1, depth: int = 2) -> Work:
@@ -98,8 +99,9 @@ def _moved(operation: Operation, around: dict[str, Operation], computations: dic
     inside = computations[fused[0]]
     written = operation.bytes
     for inner in inside.values():  # an update in place writes, of as much as its operand holds, the update
-        if inner.kind == "dynamic-update-slice" and inner.bytes <= written:
-            written -= inner.bytes - inside[inner.operands[1]].bytes
+        if inner.kind in UPDATES and inner.bytes <= written:
+            update = inside[inner.operands[UPDATES[inner.kind]]].bytes
+            written -= max(0, inner.bytes - update)
     read = 0
     for name, inner in inside.items():
         if inner.kind == "parameter":
@@ -118,6 +120,8 @@ def _read(name: str, inside: dict[str, Operation], size: int) -> int:
             read += _read(next(n for n, o in inside.items() if o is user), inside, size)
         elif user.kind in ("slice", "dynamic-slice", "gather") and user.operands[0] == name:
             read += user.bytes
+        elif user.kind == "scatter" and user.operands[0] == name:
+            read += inside[user.operands[2]].bytes  # what it adds to
         elif user.kind != "dynamic-update-slice" or user.operands[0] != name:
             return size
     return read
