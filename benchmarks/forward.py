@@ -216,7 +216,7 @@ def show(results: list[dict]) -> None:
             f"{share:.0%}" if share else "",
         )
     console = Console()
-    Console(width=max(console.width, 120)).print(table)
+    Console(width=max(console.width, 140)).print(table)
 
 
 def main(_):
