@@ -20,7 +20,7 @@ __all__ = ["MaskErrors", "mask_errors"]
 
 # Pairs in one turn of the loop over them. A GPU wants few, large turns, as each is many small programs; a CPU is
 # fastest with what fits its cache.
-PAIRS_AT_ONCE = {"cuda": 128, "rocm": 128, "default": 4}
+PAIRS_AT_ONCE = {"cuda": 128, "rocm": 128, "tpu": 16, "default": 4}
 TARGETS_AT_ONCE = 8  # with all predictions, in the products of matrices that end the loss
 
 
