@@ -74,7 +74,7 @@ def _gelu_product_backward(kept, gradient):
     y = x.astype(jnp.float32)
     phi = 0.5 + 0.5 * jax.lax.erf(y * np.float32(0.5**0.5))
     product = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
-    # In this order XLA for CPUs turns the gradient on its side, the smaller of the two, and not what it computes with erf.
+    # In this order XLA for CPUs turns the gradient on its side, the smaller of the two, not what it computes with erf.
     by_kernel = product("...o,...i->oi", gradient, (y * phi).astype(x.dtype)).T
     by_x = product("...o,io->...i", gradient, kernel) * (phi + y * jax.scipy.stats.norm.pdf(y))
     return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
