@@ -168,6 +168,7 @@ np.savez(sys.argv[1], sliding=sliding, **dict(single))
 
 
 def test_eight_devices_give_what_one_gives(tmp_path):
+    """But for ties: the program for eight devices rounds otherwise, by an amount that depends on the processor."""
     environment = dict(
         os.environ,
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
@@ -176,11 +177,15 @@ def test_eight_devices_give_what_one_gives(tmp_path):
     )
     subprocess.run([sys.executable, "-c", EIGHT_DEVICES, tmp_path / "labels.npz"], env=environment, check=True)
     found = dict(np.load(tmp_path / "labels.npz"))
-    np.testing.assert_array_equal(found.pop("sliding"), Segmenter(*changed(**SLIDING))(PHOTOS["d"]).labels)
-    assert found.keys() == PHOTOS.keys()
-    segmenter = Segmenter(*tiny_model())
-    for name, image in PHOTOS.items():
-        np.testing.assert_array_equal(found[name], segmenter(image).labels)
+    assert found.keys() == {"sliding", *PHOTOS}
+    for name, labels in found.items():
+        image = PHOTOS["d" if name == "sliding" else name]
+        segmenter = Segmenter(*changed(**SLIDING if name == "sliding" else {}))
+        result = segmenter(image, scores=True)
+        scores = np.sort(result.scores, axis=-1)
+        decided = scores[..., -1] - scores[..., -2] > 1e-5
+        np.testing.assert_array_equal(labels[decided], result.labels[decided])
+        assert decided.mean() > 0.99
 
 
 @pytest.mark.parametrize(("mode", "prefix"), [("single", ""), ("multi_scale", "tta_")])
