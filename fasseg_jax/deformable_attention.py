@@ -173,8 +173,8 @@ def _corner_rows(values: jax.Array, h: int, w: int) -> jax.Array:
     """The four pixels around each place between them, north-west first, zero outside: (B (h + 1) (w + 1) M, 4 D)."""
     b, _, m, d = values.shape
     padded = jnp.pad(values.reshape(b, h, w, m, d), ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
-    corners = [padded[:, i : i + h + 1, j : j + w + 1] for i in (0, 1) for j in (0, 1)]
-    return jnp.concatenate(corners, axis=-1).reshape(-1, 4 * d)
+    pixels = [padded[:, i : i + h + 1, j : j + w + 1] for i in (0, 1) for j in (0, 1)]
+    return jnp.concatenate(pixels, axis=-1).reshape(-1, 4 * d)
 
 
 def token_rows(values: jax.Array) -> tuple[jax.Array, jax.Array]:

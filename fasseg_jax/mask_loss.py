@@ -131,18 +131,17 @@ def set_rows(
 ) -> jax.Array:
     """`gradient` (B, T', L+1, h, w) with `rows` (N, h, w) at the given places, (N,), (N,) and ()."""
 
-    def one_after_another(gradient, rows, image, target, prediction):
+    def one_after_another(gradient):
         def set_row(j, gradient):  # each a copy of a whole map, which a scatter is not on a CPU or TPU
             start = image[j], target[j], prediction, 0, 0
             return jax.lax.dynamic_update_slice(gradient, rows[j][None, None, None], start)
 
         return jax.lax.fori_loop(0, len(rows), set_row, gradient)
 
-    def together(gradient, rows, image, target, prediction):
+    def together(gradient):
         return gradient.at[image, target, prediction].set(rows)
 
-    arguments = gradient, rows, image, target, prediction
-    return jax.lax.platform_dependent(*arguments, cuda=together, rocm=together, default=one_after_another)
+    return jax.lax.platform_dependent(gradient, cuda=together, rocm=together, default=one_after_another)
 
 
 def real_targets(classes: jax.Array, step: int) -> tuple[jax.Array, jax.Array]:
