@@ -20,12 +20,12 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from fasseg_jax.checkpoint import load_checkpoint, save_checkpoint
-from fasseg_jax.classes import ClassTable
 from fasseg_jax.data import data_classes
-from fasseg_jax.hugging_face import is_hugging_face_folder, read_hugging_face, write_hugging_face
-from fasseg_jax.weight_files import read_state_dict, write_state_dict
-from fasseg_jax.weights import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
+from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.weights.checkpoint import load_checkpoint, save_checkpoint
+from fasseg_jax.weights.hugging_face import is_hugging_face_folder, read_hugging_face, write_hugging_face
+from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
+from fasseg_jax.weights.torch_files import read_state_dict, write_state_dict
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration of the same model, e.g. configs/ade20k.py:r50; --config.NAME=VALUE overrides."

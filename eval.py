@@ -26,24 +26,24 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from fasseg_jax.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
-from fasseg_jax.classes import ClassTable
-from fasseg_jax.command_line import complain, parse_flags
-from fasseg_jax.compile_log import CompileTimer
+from fasseg_jax.config import flat_fields
 from fasseg_jax.data import DataError, Source, data_classes, find_source, open_source
-from fasseg_jax.devices import choose_devices, enable_compilation_cache, join_hosts
-from fasseg_jax.evaluation import ImageResult, evaluate_images, share_of_host, sum_counts
-from fasseg_jax.evaluation_display import EvaluationDisplay
-from fasseg_jax.evaluation_progress import EvaluationProgress, describe_evaluation
-from fasseg_jax.evaluation_results import picture_images, rank, write_images, write_numbers, write_pictures
-from fasseg_jax.inference import Segmenter
-from fasseg_jax.interruption import INTERRUPTED, Interruption
-from fasseg_jax.metric_tables import print_table
-from fasseg_jax.metrics import metrics_of
-from fasseg_jax.parallel import exchange
-from fasseg_jax.run_config import flat_fields
-from fasseg_jax.submission import result_name, submission_ids, write_labels
-from fasseg_jax.views import inference_settings
+from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.evaluation.display import EvaluationDisplay
+from fasseg_jax.evaluation.evaluate import ImageResult, evaluate_images, share_of_host, sum_counts
+from fasseg_jax.evaluation.metrics import metrics_of
+from fasseg_jax.evaluation.progress import EvaluationProgress, describe_evaluation
+from fasseg_jax.evaluation.results import picture_images, rank, write_images, write_numbers, write_pictures
+from fasseg_jax.evaluation.submission import result_name, submission_ids, write_labels
+from fasseg_jax.evaluation.tables import print_table
+from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.inference.views import inference_settings
+from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.compilation import CompileTimer, enable_compilation_cache
+from fasseg_jax.runtime.devices import choose_devices, join_hosts
+from fasseg_jax.runtime.distributed import exchange
+from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
+from fasseg_jax.weights.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Data and inference; --config.NAME=VALUE overrides.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")

@@ -34,18 +34,18 @@ from ml_collections import config_flags
 from PIL import Image
 from tqdm import tqdm
 
-from fasseg_jax.command_line import complain, parse_flags
-from fasseg_jax.compile_log import CompileTimer
 from fasseg_jax.data import data_classes
-from fasseg_jax.devices import choose_device, enable_compilation_cache
-from fasseg_jax.explain import explain
-from fasseg_jax.explanation_page import draw_explanation
-from fasseg_jax.inference import Segmentation, Segmenter
-from fasseg_jax.interruption import INTERRUPTED, Interruption
-from fasseg_jax.model import build_model, initial_variables
-from fasseg_jax.overlay import draw_overlay
-from fasseg_jax.photos import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
-from fasseg_jax.video import CAMERA, VideoError, is_video, segment_video
+from fasseg_jax.data.images import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
+from fasseg_jax.inference.explain import explain
+from fasseg_jax.inference.explanation_page import draw_explanation
+from fasseg_jax.inference.segmenter import Segmentation, Segmenter
+from fasseg_jax.inference.video import CAMERA, VideoError, is_video, segment_video
+from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.compilation import CompileTimer, enable_compilation_cache
+from fasseg_jax.runtime.devices import choose_device
+from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
+from fasseg_jax.visualization.overlay import draw_overlay
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
 INPUT = flags.DEFINE_string(

@@ -18,21 +18,22 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fasseg_jax.command_line import complain, parse_flags
+from fasseg_jax.config import changed_fields
 from fasseg_jax.data import TrainingBatches, data_classes, open_source, read_ahead
 from fasseg_jax.data.check import check_data, print_reports
-from fasseg_jax.devices import enable_compilation_cache, join_hosts, release_compiler_memory
-from fasseg_jax.interruption import INTERRUPTED, Interruption
-from fasseg_jax.matching import Targets
-from fasseg_jax.metric_log import MetricLog, NotFiniteError, StepClock, check_finite
-from fasseg_jax.model import build_model, initial_variables
-from fasseg_jax.optimizer import learning_rate_schedule, make_optimizer
-from fasseg_jax.parallel import abstract, make_mesh, put_batch, state_shardings
-from fasseg_jax.periodic_evaluation import Evaluator
-from fasseg_jax.run_checkpoints import CheckpointError, RunCheckpoints
-from fasseg_jax.run_config import changed_fields
-from fasseg_jax.start_weights import start_variables
-from fasseg_jax.train_step import TrainState, make_train_step
+from fasseg_jax.losses.targets import Targets
+from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.compilation import enable_compilation_cache, release_compiler_memory
+from fasseg_jax.runtime.devices import join_hosts
+from fasseg_jax.runtime.distributed import abstract, make_mesh, put_batch, state_shardings
+from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
+from fasseg_jax.training.checkpoints import CheckpointError, RunCheckpoints
+from fasseg_jax.training.evaluator import Evaluator
+from fasseg_jax.training.initialization import start_variables
+from fasseg_jax.training.metric_log import MetricLog, StepClock
+from fasseg_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from fasseg_jax.training.train_step import NotFiniteError, TrainState, check_finite, make_train_step
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/shapes.py", "The recipe; --config.NAME=VALUE overrides.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from scipy.optimize import linear_sum_assignment
 
-from fasseg_jax.assignment import assign
+from fasseg_jax.ops.assignment import assign
 
 PROBLEMS, QUERIES, MAX_TARGETS = 14 * 16, 100, 40
 

@@ -21,9 +21,9 @@ MAKE_WEIGHTS = """
 import sys
 import jax, jax.numpy as jnp, torch
 from flax import traverse_util
-from fasseg_jax.model import build_model
+from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.config import load_config
-from fasseg_jax.weight_rules import MODEL_RULES
+from fasseg_jax.weights.names.official import MODEL_RULES
 
 model = build_model(load_config(sys.argv[1]).model)
 shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))

@@ -15,12 +15,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fasseg_jax.classes import load_classes
 from fasseg_jax.config import load_config
 from fasseg_jax.data import Source, TrainingBatches, open_source, read_ahead
 from fasseg_jax.data.augmentation import augment, resize_and_crop
-from fasseg_jax.data.color import jitter_colors
-from fasseg_jax.data.shapes import ShapesSource
+from fasseg_jax.data.classes import load_classes
+from fasseg_jax.data.color_jitter import jitter_colors
+from fasseg_jax.data.sources.shapes import ShapesSource
 
 NUM_PHOTOS = 48
 BATCHES = 24

@@ -23,7 +23,8 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from fasseg_jax.deformable_attention import deformable_sample, reference_points
+from fasseg_jax.models.layers.deformable_attention import reference_points
+from fasseg_jax.ops.deformable.sampling import deformable_sample
 
 SIZE = flags.DEFINE_string("size", "512x512", "Height x width of the images, multiples of 32.")
 BATCH = flags.DEFINE_integer("batch", 1, "Images at once.")

@@ -17,13 +17,13 @@ from absl import app, flags
 from ml_collections import config_flags
 from PIL import Image
 
-from fasseg_jax import inference
-from fasseg_jax.classes import load_classes
 from fasseg_jax.data import open_source
-from fasseg_jax.data.shapes import ShapesSource
-from fasseg_jax.evaluation import evaluate_images
-from fasseg_jax.inference import Segmenter
-from fasseg_jax.model import build_model, initial_variables
+from fasseg_jax.data.classes import load_classes
+from fasseg_jax.data.sources.shapes import ShapesSource
+from fasseg_jax.evaluation.evaluate import evaluate_images
+from fasseg_jax.inference import segmenter as inference
+from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.models.fasseg import build_model, initial_variables
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "Model and inference.")
 PHOTOS = flags.DEFINE_integer("photos", 8, "Photos of a round.")

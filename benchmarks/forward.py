@@ -63,7 +63,7 @@ def ours(task: Task) -> Ready:
     import numpy as np
 
     from fasseg_jax import build_model, load_config
-    from fasseg_jax.operations import count_multiply_adds
+    from fasseg_jax.summary.flops import count_multiply_adds
 
     config = load_config(task.contender).model
     config.dtype = task.dtype

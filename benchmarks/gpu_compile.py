@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from train_program import lower_train_step
 
-from fasseg_jax.model import build_model, initial_variables
+from fasseg_jax.models.fasseg import build_model, initial_variables
 
 
 @dataclasses.dataclass(frozen=True)

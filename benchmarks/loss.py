@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fasseg_jax.config import load_config
-from fasseg_jax.loss import segmentation_loss
-from fasseg_jax.matching import Targets
-from fasseg_jax.model import build_model
+from fasseg_jax.losses.criterion import segmentation_loss
+from fasseg_jax.losses.targets import Targets
+from fasseg_jax.models.fasseg import build_model
 
 BATCH, SIZE, MAX_TARGETS, REPEATS = 2, 512, 40, 5
 

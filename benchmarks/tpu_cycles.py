@@ -27,8 +27,9 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from fasseg_jax.deformable_attention import Shapes, compass_bias, reference_points
-from fasseg_jax.deformable_attention_dense import chunk_bounds, dense_sample, dense_sample_gradients
+from fasseg_jax.models.layers.deformable_attention import compass_bias, reference_points
+from fasseg_jax.ops.deformable.geometry import Shapes
+from fasseg_jax.ops.deformable.tpu import chunk_bounds, dense_sample, dense_sample_gradients
 
 __all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "program_cycles"]
 

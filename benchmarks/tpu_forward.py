@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fasseg_jax.model import build_model, initial_variables
+from fasseg_jax.models.fasseg import build_model, initial_variables
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The model.")
 SIZE = flags.DEFINE_string("size", "512x512", "Height x width of the images, multiples of 32.")

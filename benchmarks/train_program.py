@@ -8,11 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fasseg_jax.matching import Targets
-from fasseg_jax.model import build_model, initial_variables
-from fasseg_jax.optimizer import make_optimizer
-from fasseg_jax.parallel import DATA, abstract, batch_sharding, state_shardings
-from fasseg_jax.train_step import TrainState, make_train_step
+from fasseg_jax.losses.targets import Targets
+from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.distributed import DATA, abstract, batch_sharding, state_shardings
+from fasseg_jax.training.optimizer import make_optimizer
+from fasseg_jax.training.train_step import TrainState, make_train_step
 
 __all__ = ["lower_train_step"]
 

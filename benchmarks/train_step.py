@@ -58,12 +58,12 @@ def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], fl
     import jax
 
     from fasseg_jax.config import load_config
-    from fasseg_jax.devices import release_compiler_memory
-    from fasseg_jax.matching import Targets
-    from fasseg_jax.model import build_model, initial_variables
-    from fasseg_jax.optimizer import make_optimizer
-    from fasseg_jax.parallel import make_mesh, put_batch
-    from fasseg_jax.train_step import TrainState, make_train_step
+    from fasseg_jax.losses.targets import Targets
+    from fasseg_jax.models.fasseg import build_model, initial_variables
+    from fasseg_jax.runtime.compilation import release_compiler_memory
+    from fasseg_jax.runtime.distributed import make_mesh, put_batch
+    from fasseg_jax.training.optimizer import make_optimizer
+    from fasseg_jax.training.train_step import TrainState, make_train_step
 
     jax.config.update("jax_enable_compilation_cache", False)
     config = load_config(config_path)

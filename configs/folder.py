@@ -18,7 +18,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import base_config
-from fasseg_jax.data.folder import folder_classes
+from fasseg_jax.data.sources.folder import folder_classes
 
 
 def get_config(folder: str = "") -> ConfigDict:

@@ -1,16 +1,8 @@
 """FASeg in JAX: semantic segmentation with dynamic focus-aware positional queries."""
 
 from fasseg_jax.config import load_config
-from fasseg_jax.inference import Segmentation, Segmenter
-from fasseg_jax.model import FASeg, Predictions, build_model
-from fasseg_jax.weights import convert_state_dict
+from fasseg_jax.inference.segmenter import Segmentation, Segmenter
+from fasseg_jax.models.fasseg import FASeg, Predictions, build_model
+from fasseg_jax.weights.state_dict import convert_state_dict
 
-__all__ = [
-    "FASeg",
-    "Predictions",
-    "Segmentation",
-    "Segmenter",
-    "build_model",
-    "convert_state_dict",
-    "load_config",
-]
+__all__ = ["FASeg", "Predictions", "Segmentation", "Segmenter", "build_model", "convert_state_dict", "load_config"]

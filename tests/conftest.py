@@ -8,8 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import load_config
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
 
 # Compiled programs are kept between runs: a second run of the tests takes half the time.
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache/jax")))

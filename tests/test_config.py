@@ -3,7 +3,7 @@
 import pytest
 
 from fasseg_jax.config import load_config
-from fasseg_jax.model import build_model
+from fasseg_jax.models.fasseg import build_model
 
 ADE20K = ["r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"]
 

@@ -6,15 +6,14 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import nbformat
 import pytest
 from flax.traverse_util import flatten_dict
 
 from fasseg_jax.config import base_config, resnet, swin
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PROGRAMS = ("train.py", "predict.py", "eval.py", "convert.py")
@@ -102,6 +101,8 @@ def test_commands_name_flags_that_exist():
         text = page.read_text("utf-8").replace("\\\n", " ")  # a command may go on in the next line
         for program, arguments in re.findall(r"(?:python |`|>)(-m fasseg_jax[\w.]+|\w[\w/]*\.py) ([^\n`<]*)", text):
             module = program.removeprefix("-m ").replace(".", "/") + ".py" if program.startswith("-m") else program
+            package = f"{module.removesuffix('.py')}/__main__.py"
+            module = module if (ROOT / module).is_file() else package
             known = {flag.name for flag in programs.flags_of((ROOT / module).read_text("utf-8"))} | {"help"}
             for flag in re.findall(r"--(\w+)", arguments):
                 assert flag in known, f"{page.name}: {program} has no flag --{flag}"

@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from golden.subsample import KEPT
-from golden.synthetic_weights import synthetic_state_dict
 
 from fasseg_jax import build_model, convert_state_dict, load_config
-from fasseg_jax.preprocessing import normalise
+from fasseg_jax.data.preprocessing import normalise
+from tests.golden.subsample import KEPT
+from tests.golden.synthetic_weights import synthetic_state_dict
+from tests.helpers import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = {
     "faseg_r50_ade20k": "configs/ade20k.py:r50",
     "faseg_swin_tiny_ade20k": "configs/ade20k.py:swin_t",

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from fasseg_jax import Segmenter
-from fasseg_jax.data.shapes import draw_scene
-from fasseg_jax.explain import explain
-from fasseg_jax.explanation_page import draw_explanation
-from fasseg_jax.overlay import draw_comparison
+from fasseg_jax.data.sources.shapes import draw_scene
+from fasseg_jax.inference.explain import explain
+from fasseg_jax.inference.explanation_page import draw_explanation
+from fasseg_jax.visualization.overlay import draw_comparison
 
 FOLDER = Path(__file__).parent
 IGNORE = 255

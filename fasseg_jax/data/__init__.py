@@ -2,7 +2,7 @@
 
 from fasseg_jax.data.pipeline import Batch, TrainingBatches, read_ahead
 from fasseg_jax.data.samples import DataError, Sample, Source
-from fasseg_jax.data.sources import data_classes, find_source, open_source
+from fasseg_jax.data.sources.registry import data_classes, find_source, open_source
 
 __all__ = [
     "Batch",

@@ -4,8 +4,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fasseg_jax.data.color import jitter_colors
-from fasseg_jax.preprocessing import resized_size
+from fasseg_jax.data.color_jitter import jitter_colors
+from fasseg_jax.data.preprocessing import resized_size
 
 __all__ = ["PAD_VALUE", "augment", "pad_to", "resize_and_crop"]
 

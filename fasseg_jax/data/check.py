@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from fasseg_jax.classes import ClassTable
+from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.samples import DataError, Source
-from fasseg_jax.data.sources import SPLITS, data_classes, find_source
+from fasseg_jax.data.sources.registry import SPLITS, data_classes, find_source
 
 __all__ = ["SplitReport", "check_data", "check_split", "print_reports"]
 

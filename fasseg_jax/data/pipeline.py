@@ -8,8 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.augmentation import augment
+from fasseg_jax.data.preprocessing import SIZE_DIVISOR
 from fasseg_jax.data.samples import DataError, Source
-from fasseg_jax.preprocessing import SIZE_DIVISOR
 
 __all__ = ["Batch", "TrainingBatches", "read_ahead"]
 

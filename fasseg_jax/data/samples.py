@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fasseg_jax.classes import ClassTable
+from fasseg_jax.data.classes import ClassTable
 
 __all__ = ["DataError", "Sample", "Source"]
 

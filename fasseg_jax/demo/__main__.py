@@ -1,0 +1,60 @@
+"""A web page for trying a model: drop a photo, see its classes.
+
+    python -m fasseg_jax.demo --checkpoint CHECKPOINT
+
+serves the page on this machine alone, at http://127.0.0.1:8000 unless --port says otherwise. --host 0.0.0.0 opens it to
+the network, for anyone there: it knows no passwords. The page loads nothing from elsewhere and photos are not kept.
+The standard library's server is all it needs. Exit status: 0 after Ctrl-C; 2 wrong usage.
+"""
+
+import signal
+
+from absl import app, flags, logging
+
+from fasseg_jax.demo.server import DemoServer
+from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.compilation import enable_compilation_cache
+from fasseg_jax.runtime.devices import choose_device
+
+
+def main(argv: list[str]) -> int:
+    """Serve until Ctrl-C."""
+    logging.set_verbosity(logging.WARNING)
+    values = flags.FLAGS
+    if argv[1:] or not values.checkpoint:
+        return complain("give --checkpoint DIR, the folder of a checkpoint, and no other arguments", status=2)
+    try:
+        choose_device(values.device)
+        enable_compilation_cache()
+        segmenter = Segmenter.from_checkpoint(values.checkpoint)
+    except (ValueError, OSError, RuntimeError) as error:
+        return complain(error, status=2)
+    try:
+        server = DemoServer(segmenter, values.host, values.port)
+    except OSError as error:
+        return complain(f"cannot listen on {values.host}, port {values.port}: {error.strerror}", status=2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in a shell's background else ignores
+    print(f"Open {server.url} in a browser; Ctrl-C ends.", flush=True)
+    if not server.local:
+        print("Anyone who reaches this machine over the network can use the page.", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
+    return 0
+
+
+def define_flags() -> None:
+    """The command line of `python -m fasseg_jax.demo`."""
+    flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 opens the page to the network.")
+    flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for a free one.", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default what JAX chooses.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,63 @@
+"""What one sees of a running evaluation: a bar on a terminal, elsewhere a line now and then, with the mIoU so far."""
+
+import time
+from collections.abc import Iterable
+
+import jax
+from tqdm import tqdm
+
+from fasseg_jax.evaluation.evaluate import ImageResult, sum_counts
+from fasseg_jax.evaluation.metrics import Counts, metrics_of
+from fasseg_jax.runtime.command_line import complain
+
+__all__ = ["EvaluationDisplay"]
+
+LINE_EVERY = 30  # seconds, without a terminal
+
+
+class EvaluationDisplay:
+    """Shows how far the evaluation is; a context manager. Of several hosts the first shows its own share."""
+
+    def __init__(self, done: Iterable[ImageResult], remaining: int, num_classes: int):
+        """`done` by earlier runs; of the `remaining` images each is to be shown by `update`."""
+        done = list(done)
+        self._num_classes = num_classes
+        self._total = sum_counts(done, num_classes).to_vector()
+        self._earlier, self._images = len(done), len(done) + remaining
+        self._shown = 0
+        self._writes = jax.process_index() == 0
+        disable = None if self._writes else True  # None: where there is no terminal
+        self._bar = tqdm(total=self._images, initial=len(done), unit="image", disable=disable, dynamic_ncols=True)
+        self._first_time = self._line_time = 0.0
+
+    def update(self, result: ImageResult) -> None:
+        """Another image is done."""
+        self._total[result.positions] += result.values
+        self._shown += 1
+        self._bar.set_postfix_str(self._mean_iou(), refresh=False)
+        self._bar.update()
+        now = time.monotonic()
+        if self._shown == 1:
+            self._first_time = now  # the first image's time is that of compiling
+        if self._bar.disable and self._writes and (self._shown == 1 or now - self._line_time >= LINE_EVERY):
+            self._line_time = now
+            line = f"image {self._earlier + self._shown} of {self._images}: {self._mean_iou()} so far"
+            if self._shown > 1:
+                rate = (self._shown - 1) / (now - self._first_time)
+                left = tqdm.format_interval((self._images - self._earlier - self._shown) / rate)
+                line += f", {rate:.2f} images/s, {left} left"
+            print(line, flush=True)
+
+    def complain(self, message: str) -> None:
+        """Print a line on stderr without disturbing the bar."""
+        with tqdm.external_write_mode():
+            complain(message, status=0)
+
+    def __enter__(self) -> "EvaluationDisplay":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def _mean_iou(self) -> str:
+        return f"mIoU {100 * metrics_of(Counts.from_vector(self._total)).mean_iou:.2f}"

@@ -1,0 +1,90 @@
+"""What an evaluation leaves in its folder: numbers, pictures, the report."""
+
+import csv
+import math
+import shutil
+from pathlib import Path, PurePath
+from typing import Any
+
+from PIL import Image
+
+from fasseg_jax.data import Source
+from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.evaluation.evaluate import ImageResult
+from fasseg_jax.evaluation.metrics import Counts, Metrics, image_score, metrics_of
+from fasseg_jax.evaluation.report import PicturedImage, write_report
+from fasseg_jax.evaluation.tables import write_csv, write_json
+from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.visualization.confusion_matrix import draw_confusion
+from fasseg_jax.visualization.overlay import draw_comparison
+
+__all__ = ["picture_images", "rank", "write_images", "write_numbers", "write_pictures"]
+
+
+def rank(results: list[ImageResult], num_classes: int) -> list[tuple[float, ImageResult]]:
+    """Scores and images, the worst first; images of nothing but ignored pixels are left out."""
+    scored = [(image_score(result.counts(num_classes)), result) for result in results]
+    return sorted((pair for pair in scored if not math.isnan(pair[0])), key=lambda pair: (pair[0], pair[1].index))
+
+
+def picture_images(
+    segmenter: Segmenter, source: Source, ranked: list[tuple[float, ImageResult]], names: dict[int, str]
+) -> list[PicturedImage]:
+    """The pictures of a few images, in the same order; they are read and predicted anew.
+
+    Args:
+      segmenter: that of the evaluation.
+      source: of the samples.
+      ranked: scores and results of the images.
+      names: what they are to be called, by index.
+    """
+    samples = {result.index: source[result.index] for _, result in ranked}
+    labels = dict(segmenter.segment_all((index, sample.image) for index, sample in samples.items()))
+    pictured = []
+    for score, result in ranked:
+        sample = samples[result.index]
+        name = names[result.index]
+        pictured.append(PicturedImage(name, score, sample.image, sample.labels, labels[result.index]))
+    return pictured
+
+
+def write_numbers(folder: Path, counts: Counts, metrics: Metrics, classes: ClassTable, facts: dict[str, Any]) -> None:
+    """Write metrics.json (with `facts`), per_class.csv and confusion.png."""
+    write_json(folder / "metrics.json", metrics, classes, facts)
+    write_csv(folder / "per_class.csv", metrics, classes)
+    draw_confusion(counts.confusion, classes).save(folder / "confusion.png")
+
+
+def write_images(file: Path, results: list[ImageResult], names: dict[int, str], num_classes: int) -> None:
+    """Write a line for each image as CSV: its score, which is the mIoU of this image alone, and its pixel accuracy.
+
+    Empty where all pixels are ignored.
+    """
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["image", "score", "pixel_accuracy", "labelled_pixels"])
+        for result in sorted(results, key=lambda result: result.index):
+            counts = result.counts(num_classes)
+            shares = (image_score(counts), metrics_of(counts).pixel_accuracy)
+            cells = ["" if math.isnan(share) else f"{share:.6f}" for share in shares]
+            writer.writerow([names[result.index], *cells, counts.confusion.sum()])
+
+
+def write_pictures(
+    folder: Path,
+    counts: Counts,
+    metrics: Metrics,
+    classes: ClassTable,
+    best: list[PicturedImage],
+    worst: list[PicturedImage],
+    facts: dict[str, str],
+) -> None:
+    """Write report.html and, for each of the worst images, worst/NUMBER_NAME.png: photo, truth, prediction."""
+    write_report(folder / "report.html", metrics, counts, classes, best, worst, facts)
+    pictures = folder / "worst"
+    shutil.rmtree(pictures, ignore_errors=True)  # those of an earlier run
+    for number, image in enumerate(worst, start=1):
+        pictures.mkdir(exist_ok=True)
+        comparison = draw_comparison([(image.photo, image.truth, image.prediction)], classes)
+        name = "_".join(PurePath(image.name).parts)
+        Image.fromarray(comparison).save(pictures / f"{number:03d}_{name}.png")

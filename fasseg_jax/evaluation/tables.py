@@ -1,0 +1,113 @@
+"""Metrics for people and programs: a table on the terminal, a JSON file, a CSV file."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.evaluation.metrics import Metrics
+
+__all__ = ["COLUMNS", "MEANS", "percent", "print_table", "table_order", "write_csv", "write_json"]
+
+MEANS = {
+    "mean_iou": "mIoU",
+    "mean_boundary_iou": "boundary mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+}
+COLUMNS = {
+    "iou": "IoU",
+    "boundary_iou": "boundary IoU",
+    "accuracy": "accuracy",
+    "truth_share": "in truth",
+    "predicted_share": "predicted",
+}
+BAR_WIDTH = 12  # letters
+
+
+def print_table(metrics: Metrics, classes: ClassTable, console: Console) -> None:
+    """Print a line for each class, the best first, and below them the metrics of the whole, in percent.
+
+    Classes that the truth lacks, which count in no mean, come before all others and are pale.
+    """
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    table.add_column("id", justify="right", style="dim")
+    table.add_column("class", no_wrap=True, overflow="ellipsis", min_width=8)
+    wide = console.width >= 90
+    if wide:
+        table.add_column("", no_wrap=True)  # a bar as long as the IoU
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for class_id in reversed(table_order(metrics)):
+        colour = "rgb({},{},{})".format(*classes.palette[class_id])
+        name = Text.assemble(("■ ", colour), classes.names[class_id])
+        cells = [percent(getattr(metrics, field)[class_id]) for field in COLUMNS]
+        bar = [_bar(metrics.iou[class_id], colour)] if wide else []
+        table.add_row(str(class_id), name, *bar, *cells, style="" if metrics.truth_share[class_id] > 0 else "dim")
+    console.print(table)
+    whole = Table.grid(padding=(0, 3))
+    for field, title in MEANS.items():
+        whole.add_row(f" {title}", Text(percent(getattr(metrics, field)), "bold", justify="right"))
+    num_present = int((metrics.truth_share > 0).sum())
+    console.print(whole)
+    console.print(f" [dim]Means are over the {num_present} classes (of {len(classes)}) that the truth holds.[/dim]")
+
+
+def table_order(metrics: Metrics) -> list[int]:
+    """Class ids, those of the lowest IoU first; classes that the truth lacks last."""
+    present = metrics.truth_share > 0
+    return np.lexsort((np.nan_to_num(metrics.iou), ~present)).tolist()
+
+
+def write_json(path: str | Path, metrics: Metrics, classes: ClassTable, extra: dict[str, Any]) -> None:
+    """Write the metrics as JSON: the entries of `extra`, "metrics" of the whole, and a list "classes" in order of ids.
+
+    Shares are from 0 to 1, null where undefined.
+
+    Raises:
+      ValueError: `extra` has one of these two names.
+    """
+    reserved = {"metrics", "classes"} & extra.keys()
+    if reserved:
+        raise ValueError(f"these names are taken in the file of metrics: {', '.join(sorted(reserved))}")
+    content = extra | {
+        "metrics": {field: _defined(getattr(metrics, field)) for field in MEANS},
+        "classes": [
+            {"id": class_id, "name": name} | {field: _defined(getattr(metrics, field)[class_id]) for field in COLUMNS}
+            for class_id, name in enumerate(classes.names)
+        ],
+    }
+    Path(path).write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | Path, metrics: Metrics, classes: ClassTable) -> None:
+    """Write a line for each class as CSV, in order of ids; shares from 0 to 1, empty where undefined."""
+    with Path(path).open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["id", "name", *COLUMNS])
+        for class_id, name in enumerate(classes.names):
+            shares = [_defined(getattr(metrics, field)[class_id]) for field in COLUMNS]
+            writer.writerow([class_id, name, *("" if share is None else f"{share:.6g}" for share in shares)])
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 in percent, for people; a dash where undefined."""
+    return "–" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _bar(share: float, colour: str) -> Text:
+    length = 0 if math.isnan(share) else round(BAR_WIDTH * share)
+    return Text.assemble(("━" * length, colour), ("━" * (BAR_WIDTH - length), "bright_black"))
+
+
+def _defined(share: float) -> float | None:
+    return None if math.isnan(share) else float(share)

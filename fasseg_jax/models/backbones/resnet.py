@@ -1,0 +1,82 @@
+"""ResNet backbones (He et al., 2016), bottleneck blocks with the stride in the 3x3 convolution (SPEC section 2)."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fasseg_jax.models.layers.initializers import Dtype, he_normal_fan_out
+from fasseg_jax.models.layers.linear import PointwiseConv
+from fasseg_jax.models.layers.norms import batch_norm
+from fasseg_jax.ops.activations import relu
+
+__all__ = ["ResNet"]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution around a shortcut, (B, h, w, Cin) -> (B, h/s, w/s, 4 * width)."""
+
+    width: int
+    strides: int
+    norm: str
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        def pointwise(features, name, strides=1):
+            return PointwiseConv(features, strides, False, self.dtype, he_normal_fan_out, name=name)
+
+        def norm(name, x):
+            return batch_norm(self.norm, self.dtype, name)(x, use_running_average=not train)
+
+        y = relu(norm("norm1", pointwise(self.width, "conv1")(x)))
+        y = nn.Conv(
+            self.width,
+            (3, 3),
+            self.strides,
+            padding=1,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=he_normal_fan_out,
+            name="conv2",
+        )(y)
+        y = relu(norm("norm2", y))
+        y = norm("norm3", pointwise(4 * self.width, "conv3")(y))
+        if x.shape != y.shape:
+            x = norm("shortcut_norm", pointwise(4 * self.width, "shortcut", self.strides)(x))
+        return relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Images (B, H, W, 3), normalised -> [res2, res3, res4, res5], strides 4, 8, 16, 32, 4 * width * 2**i channels."""
+
+    blocks: Sequence[int]
+    width: int = 64
+    norm: str = "frozen_batch_norm"
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> list[jax.Array]:
+        x = nn.Conv(
+            self.width,
+            (7, 7),
+            2,
+            padding=3,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=he_normal_fan_out,
+            name="stem_conv",
+        )(images)
+        x = relu(batch_norm(self.norm, self.dtype, "stem_norm")(x, use_running_average=not train))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        block_type = nn.remat(Bottleneck, static_argnums=(2,)) if self.remat else Bottleneck
+        features = []
+        for stage, count in enumerate(self.blocks):
+            for i in range(count):
+                strides = 2 if stage > 0 and i == 0 else 1
+                block = block_type(self.width * 2**stage, strides, self.norm, self.dtype, name=f"res{stage + 2}_{i}")
+                x = block(x, train)
+            features.append(x)
+        return features

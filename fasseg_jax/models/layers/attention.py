@@ -1,0 +1,46 @@
+"""Attention: its core, and multi-head attention with PyTorch's packed input projection."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fasseg_jax.models.layers.initializers import Dtype
+from fasseg_jax.ops.attention import attend
+
+__all__ = ["MultiheadAttention"]
+
+
+class MultiheadAttention(nn.Module):
+    """Attention of queries (B, Q, C) to keys and values (B, N, C).
+
+    Called with `allowed` (B, Q, N), True where a query may look, None for everywhere. Returns the output (B, Q, C)
+    and the probabilities (B, Q, N) averaged over the heads, float32. As in PyTorch the projections are one matrix,
+    in the order query, key, value, and are initialised as one.
+    """
+
+    num_heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, queries: jax.Array, keys: jax.Array, values: jax.Array, allowed: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        c, heads = queries.shape[-1], self.num_heads
+        kernel = self.param("in_proj_kernel", nn.initializers.xavier_uniform(), (c, 3 * c))
+        bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * c,))
+
+        def project(x, i):
+            x, k, b = nn.dtypes.promote_dtype(
+                x, kernel[:, i * c : (i + 1) * c], bias[i * c : (i + 1) * c], dtype=self.dtype
+            )
+            return (x @ k + b).reshape(*x.shape[:2], heads, c // heads)  # (B, N, C) -> (B, N, M, D)
+
+        q, k, v = project(queries, 0), project(keys, 1), project(values, 2)
+        q = q * (c // heads) ** -0.5
+        logits = jnp.einsum("bqmd,bnmd->bmqn", q, k, preferred_element_type=jnp.float32)
+        if allowed is not None:
+            logits = jnp.where(allowed[:, None], logits, -jnp.inf)
+        out, probabilities = attend(logits, v.swapaxes(1, 2))  # (B, N, M, D) -> (B, M, N, D)
+        out = out.swapaxes(1, 2).reshape(queries.shape)  # (B, M, Q, D) -> (B, Q, M, D) -> (B, Q, C)
+        out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out_proj")(out)
+        return out, probabilities

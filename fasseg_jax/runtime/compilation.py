@@ -1,0 +1,55 @@
+"""How long a program has spent on compiling."""
+
+import contextlib
+import ctypes
+import gc
+import os
+from pathlib import Path
+
+import jax
+
+__all__ = ["CompileTimer", "enable_compilation_cache", "release_compiler_memory"]
+
+
+class CompileTimer:
+    """Adds up the seconds that JAX spends on compiling, or on loading what was compiled in an earlier run.
+
+    Attributes:
+      seconds: since the timer was made.
+    """
+
+    def __init__(self):
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):  # tracing, lowering, the compiler proper
+            self.seconds += duration
+
+
+def enable_compilation_cache() -> Path:
+    """Keep compiled programs on disk, so that the next run with the same model and sizes need not compile them.
+
+    Returns:
+      The folder: the environment variable JAX_COMPILATION_CACHE_DIR where it is set, else ~/.cache/fasseg_jax.
+    """
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "fasseg_jax")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    return folder
+
+
+def release_compiler_memory(traces: bool = False) -> None:
+    """Give the memory that compiling a program took back to the system.
+
+    The C library of Linux would keep what XLA has freed, a gigabyte after a training step; others have no such call.
+
+    Args:
+      traces: also what JAX keeps of all functions that it traced; what is not held as a compiled program is traced
+        again when it is called.
+    """
+    if traces:
+        jax.clear_caches()
+        gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,146 @@
+"""Checkpoints of a running training, by Orbax: written in the background, each complete or absent.
+
+A step's directory is a checkpoint as `fasseg_jax.weights.checkpoint` reads it (what to predict with, configuration,
+classes), beside what training needs to go on. The data need no state of their own: a batch depends on its step alone.
+"""
+
+import contextlib
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.training.train_step import TrainState
+from fasseg_jax.weights.checkpoint import checkpoint_metadata, load_metadata
+
+__all__ = ["CheckpointError", "RunCheckpoints"]
+
+REMOVED = "removed"  # folder of the checkpoints that are not kept, until they are deleted
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message names it and says what to do."""
+
+
+class RunCheckpoints:
+    """The checkpoints of a run, in DIRECTORY/STEP.
+
+    The `config.train.keep_checkpoints` latest ones are kept, and the best by mean IoU.
+    """
+
+    def __init__(self, directory: str | Path, config: ConfigDict, classes: ClassTable):
+        """Opens the directory, which is made if absent; what interrupted writes left behind is removed."""
+        policies = ocp.checkpoint_managers
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["mean_iou"], n=1, keep_checkpoints_without_metrics=False
+        )
+        latest = policies.LatestN(config.train.keep_checkpoints)
+        self._manager = ocp.CheckpointManager(
+            epath.Path(directory).expanduser().resolve(),
+            item_names=("variables", "metadata", "training"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
+                cleanup_tmp_directories=True,
+                # Deleted where it is, a checkpoint would keep its name and lack files if the run is killed meanwhile.
+                todelete_subdir=REMOVED,
+            ),
+        )
+        self._delete_removed()
+        self._metadata = checkpoint_metadata(config, classes)
+
+    @property
+    def latest_step(self) -> int | None:
+        """Steps done by the latest checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int:
+        """Steps done by the checkpoint of the best mean IoU; by the latest if none was evaluated."""
+        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        evaluated = {step: values["mean_iou"] for step, values in metrics.items() if values}
+        return max(evaluated, key=evaluated.get, default=self.latest_step)
+
+    def path_of(self, step: int) -> epath.Path:
+        """The directory of a step's checkpoint."""
+        return self._manager.directory / str(step)
+
+    def saved_config(self, step: int) -> ConfigDict:
+        """The configuration that wrote a checkpoint."""
+        return load_metadata(self.path_of(step)).config
+
+    def save(self, step: int, state: TrainState, mean_iou: float | None = None) -> None:
+        """Begin to write the state after `step` steps; what it holds is copied before this returns."""
+        metrics = None if mean_iou is None else {"mean_iou": mean_iou}
+        items = {
+            "variables": ocp.args.PyTreeSave(state.variables()),
+            "metadata": ocp.args.JsonSave(self._metadata),
+            "training": ocp.args.PyTreeSave(_training_part(state)),
+        }
+        if metrics:  # Orbax itself writes them for its deprecated options alone
+            items["metrics"] = ocp.args.JsonSave(metrics)
+        with self._errors_named():
+            self._delete_removed()
+            self._manager.save(step, metrics=metrics, args=ocp.args.Composite(**items))
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Read the state after `step` steps.
+
+        Args:
+          step: of a checkpoint that is there.
+          like: shapes and shardings of the state, `ShapeDtypeStruct`s.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged or of another model; the message names its directory.
+        """
+        wanted = {"variables": like.variables(), "training": _training_part(like)}
+        arguments = {
+            name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+            for name, tree in wanted.items()
+        }
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        except Exception as error:  # Orbax and the storage library below it raise errors of many types
+            others = sorted(other for other in self._manager.all_steps() if other != step)
+            advice = f"remove it to go on from step {others[-1]}" if others else "no other is left in this run"
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise CheckpointError(f"{self.path_of(step)}: cannot be read ({reason}); {advice}") from error
+        variables, training = restored["variables"], restored["training"]
+        return like.replace(
+            step=training["step"],
+            params=training.get("params", variables["params"]),
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=training["opt_state"],
+            ema_params=variables["params"] if "params" in training else None,
+        )
+
+    def close(self) -> None:
+        """Wait until what was begun is written, and end the threads that write."""
+        with self._errors_named():
+            self._delete_removed()
+        self._manager.close()
+
+    def _delete_removed(self) -> None:
+        """Wait until what was begun is written, and delete what was given up for it."""
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            (self._manager.directory / REMOVED).rmtree(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _errors_named(self):
+        try:
+            yield
+        except Exception as error:  # Orbax and the storage library below it raise errors of many types
+            kept = f"step {self.latest_step} is the latest complete one" if self.latest_step else "none is complete yet"
+            raise CheckpointError(
+                f"{self._manager.directory}: cannot write a checkpoint ({type(error).__name__}: {str(error)[:300]}); "
+                f"{kept}. Is the disk full? Make room and run the same command to go on"
+            ) from error
+
+
+def _training_part(state: TrainState) -> dict:
+    """What only training needs: `variables` holds the rest, of which averaged parameters take the place of others."""
+    part = {"step": state.step, "opt_state": state.opt_state}
+    return part if state.ema_params is None else {**part, "params": state.params}

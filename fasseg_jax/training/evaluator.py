@@ -1,0 +1,56 @@
+"""Evaluation in the course of a training: mIoU, and pictures of predictions beside the truth."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fasseg_jax.data import Source
+from fasseg_jax.evaluation.evaluate import evaluate
+from fasseg_jax.evaluation.metrics import metrics_of
+from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.runtime.distributed import gather
+from fasseg_jax.training.metric_log import MetricLog
+from fasseg_jax.training.train_step import TrainState
+from fasseg_jax.visualization.overlay import draw_comparison
+
+__all__ = ["Evaluator"]
+
+PICTURED = 4  # samples, spread over the split, the same each time
+
+
+class Evaluator:
+    """Called with the state after a step; logs, draws WORKDIR/pictures/step_STEP.png and returns the mean IoU.
+
+    It predicts as predict.py does. All hosts must call it.
+    """
+
+    def __init__(self, config: ConfigDict, source: Source, mesh: Mesh, workdir: Path, log: MetricLog):
+        """`source` is the validation split."""
+        self._config, self._source, self._mesh, self._workdir, self._log = config, source, mesh, workdir, log
+
+    def __call__(self, state: TrainState, step: int) -> float | None:
+        """The mean IoU; None if the split holds nothing but ignored pixels."""
+        variables = gather(state.variables(), self._mesh)
+        segmenter = Segmenter(self._config, variables, self._source.classes, devices=jax.local_devices())
+        data, stride = self._config.data, self._config.train.evaluation_stride
+        metrics = metrics_of(evaluate(segmenter, self._source, data.ignore_label, stride, data.num_threads))
+        self._log.numbers(step, {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy})
+        self._log.say(f"Step {step}: mIoU {metrics.mean_iou:.4f}, pixel accuracy {metrics.pixel_accuracy:.4f}")
+        if jax.process_index() == 0:
+            self._draw(segmenter, step)
+        return None if np.isnan(metrics.mean_iou) else metrics.mean_iou
+
+    def _draw(self, segmenter: Segmenter, step: int) -> None:
+        indices = range(0, len(self._source), max(1, len(self._source) // PICTURED))[:PICTURED]
+        samples = [self._source[index] for index in indices]
+        labels = dict(segmenter.segment_all((number, sample.image) for number, sample in enumerate(samples)))
+        rows = [(sample.image, sample.labels, labels[number]) for number, sample in enumerate(samples)]
+        picture = draw_comparison(rows, self._source.classes)
+        folder = self._workdir / "pictures"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / f"step_{step:07d}.png")
+        self._log.picture(step, "photo, truth, prediction", picture)

@@ -1,0 +1,239 @@
+"""Files of PyTorch weights, read and written. None is trusted: no code that a file may hold is ever executed.
+
+.pth, .pt, .bin torch.load(weights_only=True), memory-mapped where the format allows; needs PyTorch
+.pkl            Detectron2's plain pickles, by an unpickler that knows arrays, tensors and containers alone
+.safetensors    by the safetensors package
+"""
+
+import io
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from fasseg_jax.weights.safe_pickle import HARMLESS, PickledArray, RefusedError
+
+__all__ = ["read_state_dict", "write_state_dict"]
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the weights of a file; no code in it is executed.
+
+    Args:
+      path: a .pth, .pt, .bin, .pkl or .safetensors file: a state dict, or a dictionary with one under "model" or
+        "state_dict" beside whatever else a trainer stored.
+
+    Returns:
+      {PyTorch name: array} as the file stores them; bfloat16 becomes float32. Arrays of a .pth file are views of
+      the mapped file where possible, so that memory is needed for those in use alone.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ImportError: a .pth or .pt file (or a .pkl that holds tensors), and PyTorch is not installed.
+      ValueError: the file is damaged, of another kind, holds more than data, or holds no weights. The message names
+        the file and what to do.
+    """
+    path = Path(path)
+    readers = {
+        ".pth": _read_torch,
+        ".pt": _read_torch,
+        ".bin": _read_torch,
+        ".pkl": _read_pickle,
+        ".safetensors": _read_safetensors,
+    }
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix not in readers:
+        raise ValueError(f"{path}: weights are read from {', '.join(readers)} files; this is none of them")
+    _refuse_what_is_no_weight_file(path)
+    return _state_dict_in(readers[path.suffix](path), path)
+
+
+def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], overwrite: bool = False) -> None:
+    """Write weights; the file appears under its name only when it is complete.
+
+    Args:
+      path: a .safetensors file, or a .pth file with the state dict under "model", as Detectron2 reads it.
+      state_dict: {PyTorch name: contiguous array}.
+      overwrite: replace a file that is there.
+
+    Raises:
+      FileExistsError: there is a file, and it is not to be replaced.
+      ImportError: a .pth file, and PyTorch is not installed.
+      ValueError: another kind of file.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"{path}: weights are written as .safetensors or .pth; give the file one of these endings")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists; name another file or pass --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        if path.suffix == ".pth":
+            torch = _import_torch(path)
+            # Copies, where arrays are read-only, as those of JAX: PyTorch warns of sharing such memory.
+            tensors = {
+                name: torch.from_numpy(np.require(array, requirements="W")) for name, array in state_dict.items()
+            }
+            torch.save({"model": tensors}, partial)
+        else:
+            from safetensors.numpy import save_file
+
+            save_file(dict(state_dict), partial, metadata={"format": "pt"})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _refuse_what_is_no_weight_file(path: Path) -> None:
+    """What failed downloads leave behind."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path}: the file is empty; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: a git-lfs pointer, not the weights themselves; fetch them with `git lfs pull`")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{path}: a web page, not weights; download the file itself, not the page that offers it")
+
+
+def _state_dict_in(content: Any, path: Path) -> dict[str, np.ndarray]:
+    """The state dict among what a file holds, as arrays."""
+    if isinstance(content, Mapping):
+        if "blobs" in content or "conv1_w" in content:
+            raise ValueError(
+                f"{path}: Caffe-style (MSRA) ResNet weights, which expect BGR images and strides in the 1x1 "
+                "convolutions; use torchvision's ResNet weights, as a .pth or as Detectron2's torchvision/R-*.pkl"
+            )
+        for entry in ("model", "state_dict"):
+            if isinstance(content.get(entry), Mapping):
+                content = content[entry]
+                break
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(
+            f"{path}: holds no weights; expected a state dict or a dictionary with one under 'model' or 'state_dict'"
+        )
+    arrays = {}
+    for name in list(content):
+        value = _as_array(content[name])
+        if not isinstance(name, str) or value is None:
+            raise ValueError(
+                f"{path}: the entry {name!r} of the state dict is a {type(content[name]).__name__}, not an array"
+            )
+        arrays[name] = value
+    return arrays
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    """A NumPy array from whatever stands for one in the files; None for anything else."""
+    if isinstance(value, PickledArray):
+        return value.array
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value, np.float32 if value.dtype == ml_dtypes.bfloat16 else None)
+    if hasattr(value, "detach"):  # a tensor; PyTorch is optional, so that its class has no name here
+        value = value.detach()
+        if str(value.dtype) == "torch.bfloat16":  # which NumPy has not; all its numbers are float32 numbers, too
+            value = value.float()
+        try:
+            return value.numpy()
+        except (TypeError, RuntimeError):  # sparse or quantised
+            return None
+    return None
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error}); download it again") from error
+
+
+def _import_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    # Files made for the purpose could make earlier versions execute code in spite of weights_only=True
+    # (CVE-2025-32434 before 2.6, CVE-2026-24747 before 2.10).
+    if torch is None or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+        raise ImportError(
+            f"{path}: PyTorch 2.10 or newer is needed for this file; install it with\n"
+            '  pip install "torch>=2.10" --index-url https://download.pytorch.org/whl/cpu'
+        )
+    return torch
+
+
+def _read_torch(path: Path) -> Any:
+    torch = _import_torch(path)
+    with path.open("rb") as file:
+        zip_begins = file.read(4) == b"PK\x03\x04"
+    # The directory of a zip file is at its end, so that a cut file begins like one without being one.
+    zip_complete = zipfile.is_zipfile(path)
+    if zip_begins and not zip_complete:
+        raise ValueError(f"{path}: the file is cut short; download it again")
+    try:
+        # Trainers store NumPy's numbers beside the weights.
+        with torch.serialization.safe_globals([(value, name) for name, value in HARMLESS.items()]):
+            # Only the zip format, PyTorch's since version 1.6, can be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zip_complete)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise _unreadable(path, error) from error
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Unpickles data alone: whatever else a file asks for is refused by name, before anything is called."""
+
+    def __init__(self, file: io.BufferedReader, path: Path):
+        super().__init__(file, encoding="latin1")  # as arrays that Python 2 pickled need
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        full_name = f"{module}.{name}"
+        if full_name in HARMLESS:
+            return HARMLESS[full_name]
+        if full_name == "torch._utils._rebuild_tensor_v2":
+            return _import_torch(self.path)._utils._rebuild_tensor_v2  # weights_only=True allows it, too
+        if full_name == "torch.storage._load_from_bytes":
+            # PyTorch's own function of this name would unpickle the bytes without any restriction.
+            _import_torch(self.path)
+            return _load_storage
+        raise RefusedError(full_name)
+
+
+def _load_storage(content: bytes) -> Any:
+    import torch
+
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            return _DataUnpickler(file, path).load()
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    """What to say of a file that could not be unpickled; PyTorch's own words advise to trust the file."""
+    refused = [str(error)] if isinstance(error, RefusedError) else re.findall(r"(?:GLOBAL|global) (\S+)", str(error))
+    if refused:
+        return ValueError(
+            f"{path}: refused, because it holds more than weights: it asks for {refused[0]!r}, and code in weight "
+            "files is never executed. If you trust the file, save its state dict alone with the program it comes from."
+        )
+    reason = re.findall(r"WeightsUnpickler error:\s*(.+)", str(error)) or str(error).strip().splitlines()
+    reason = reason[0] if reason else type(error).__name__
+    return ValueError(f"{path}: damaged, cut short or not a file of weights ({reason}); download it again")

@@ -1,0 +1,116 @@
+"""Augmentation, against Pillow resizing all of the photo, and a plain transcription of the recipe."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fasseg_jax.data.augmentation import augment, pad_to, resize_and_crop
+from fasseg_jax.data.color_jitter import jitter_colors
+
+
+def smooth_photo(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (height // 4, width // 4, 3), np.uint8))
+    labels = rng.integers(0, 400, (height, width)).astype(np.uint16)
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)), labels
+
+
+def resize_all(image: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize(size[::-1], resample))
+
+
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [
+        ((90, 120), (0, 0, 90, 120)),  # unchanged
+        ((60, 80), (7, 11, 50, 40)),
+        ((37, 49), (0, 5, 37, 44)),
+        ((180, 240), (100, 30, 64, 96)),
+        ((131, 175), (131 - 64, 175 - 64, 64, 64)),
+    ],
+)
+def test_resize_and_crop_equals_resizing_all(size, window):
+    image, labels = smooth_photo(90, 120)
+    top, left, height, width = window
+    inside = np.s_[top : top + height, left : left + width]
+    for ids in (labels, labels.astype(np.uint8)):
+        got_image, got_labels = resize_and_crop(image, ids, size, window)
+        expected = resize_all(image, size, Image.Resampling.BILINEAR)[inside].astype(int)
+        difference = np.abs(got_image.astype(int) - expected)
+        assert difference.max() <= 2  # a tie in either of the two passes
+        assert difference.mean() < 0.05
+        np.testing.assert_array_equal(got_labels, resize_all(ids, size, Image.Resampling.NEAREST)[inside])
+
+
+def plain_augment(image, labels, config, ignore_label, rng):
+    """The recipe step by step, each on the whole picture."""
+    short = rng.choice(config.short_sides)
+    scale = min(short / min(labels.shape), config.max_long_side / max(labels.shape))
+    height, width = (int(side * scale + 0.5) for side in labels.shape)
+    image = resize_all(image, (height, width), Image.Resampling.BILINEAR)
+    labels = resize_all(labels, (height, width), Image.Resampling.NEAREST)
+    top, left = (rng.integers(max(side - crop, 0) + 1) for side, crop in zip((height, width), config.crop, strict=True))
+    image = image[top : top + config.crop[0], left : left + config.crop[1]]
+    labels = labels[top : top + config.crop[0], left : left + config.crop[1]]
+    image = jitter_colors(image, rng)
+    if rng.integers(2) == 1:
+        image, labels = np.fliplr(image), np.fliplr(labels)
+    missing = [(0, crop - side) for crop, side in zip(config.crop, labels.shape, strict=True)]
+    return (
+        np.pad(image, [*missing, (0, 0)], constant_values=128),
+        np.pad(labels, missing, constant_values=ignore_label),
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_augment_follows_the_recipe(seed):
+    image, labels = smooth_photo(60, 90)
+    config = ConfigDict(
+        {"short_sides": (20, 40, 60, 90), "max_long_side": 110, "crop": (48, 64), "color_jitter": True, "flip": True}
+    )
+    got_image, got_labels = augment(image, labels, config, 999, np.random.default_rng(seed))
+    expected_image, expected_labels = plain_augment(image, labels, config, 999, np.random.default_rng(seed))
+    np.testing.assert_array_equal(got_labels, expected_labels)
+    assert got_image.shape == (48, 64, 3) and got_image.dtype == np.uint8
+    difference = np.abs(got_image.astype(int) - expected_image)
+    assert np.percentile(difference, 90) <= 2  # contrast and saturation scale the rounding of ties
+    assert difference.mean() < 0.5
+
+
+def test_draws_are_uniform():
+    """Columns are numbered by colour: sizes, offsets and flips can be read off the crop."""
+    image = np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, axis=0).repeat(3, axis=2)
+    labels = np.zeros((50, 100), np.uint8)
+    config = ConfigDict(
+        {"short_sides": (25, 50), "max_long_side": 1000, "crop": (32, 32), "color_jitter": False, "flip": True}
+    )
+    crops = [augment(image, labels, config, 255, np.random.default_rng(seed)) for seed in range(1500)]
+    large = [rows[0, :, 0].astype(int) for rows, map_ in crops if (map_ == 0).all()]
+    assert abs(len(large) / 1500 - 0.5) < 0.05  # the smaller is padded from 25 rows
+    flipped = np.mean([row[0] > row[-1] for row in large])
+    assert abs(flipped - 0.5) < 0.06
+    offsets = np.bincount([row.min() for row in large], minlength=69)
+    assert offsets.nonzero()[0].min() == 0 and offsets.nonzero()[0].max() == len(offsets) - 1 == 100 - 32
+    assert offsets.max() < 4 * offsets.mean()
+    small = next((rows, map_) for rows, map_ in crops if (map_ == 255).any())
+    assert (small[0][25:] == 128).all() and (small[1][25:] == 255).all() and (small[1][:25] == 0).all()
+
+
+def test_switched_off_changes_nothing():
+    image, labels = smooth_photo(64, 96)
+    config = ConfigDict(
+        {"short_sides": (64,), "max_long_side": 200, "crop": (64, 96), "color_jitter": False, "flip": False}
+    )
+    for seed in range(4):
+        got_image, got_labels = augment(image, labels, config, 999, np.random.default_rng(seed))
+        np.testing.assert_array_equal(got_image, image)
+        np.testing.assert_array_equal(got_labels, labels)
+
+
+def test_pad_to_copies():
+    labels = np.ones((2, 3), np.uint8)
+    padded = pad_to(labels, (2, 3), 255)
+    padded[0, 0] = 9
+    assert labels[0, 0] == 1
+    np.testing.assert_array_equal(pad_to(labels, (3, 4), 7), [[1, 1, 1, 7], [1, 1, 1, 7], [7, 7, 7, 7]])

@@ -1,0 +1,180 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from fasseg_jax.data.classes import load_classes
+from fasseg_jax.export import load_exported
+from fasseg_jax.export.exporter import export_model, labels_function
+from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.models.fasseg import Predictions, build_model
+from fasseg_jax.weights.checkpoint import Checkpoint, save_checkpoint
+from tests.helpers import ROOT
+from tests.helpers.tiny_model import photo, tiny_config, tiny_model
+
+SIZES = [(64, 96), (64, 75)]  # a multiple of 32, and one that is padded; both test sizes of the tiny configuration
+
+# Runs a copy of the loader where nothing else of the project can be imported.
+ALONE = """
+import sys
+sys.modules |= dict.fromkeys(("fasseg_jax", "flax", "ml_collections", "orbax", "safetensors", "absl"))
+import numpy as np
+from load_exported import load
+model = load(sys.argv[1])
+for height, width in model.sizes:
+    np.save(f"labels_{height}x{width}.npy", model(np.load(f"photo_{height}x{width}.npy")))
+print(model.names[1], model.palette[1].tolist(), model.platforms)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    config, variables = tiny_model()
+    return Checkpoint(config, variables, load_classes("cityscapes"))
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    assert export_model(checkpoint, SIZES, folder / "model.npz") == [folder / "model.npz"]
+    return folder / "model.npz"
+
+
+def expected_labels(checkpoint, size):
+    labels = Segmenter(checkpoint.config, checkpoint.variables)(photo(*size)).labels
+    assert len(np.unique(labels)) > 1
+    return labels
+
+
+def test_a_process_with_jax_alone_gives_the_same_labels(checkpoint, exported, tmp_path):
+    shutil.copy(ROOT / "fasseg_jax" / "export" / "load_exported.py", tmp_path)
+    for height, width in SIZES:
+        np.save(tmp_path / f"photo_{height}x{width}.npy", photo(height, width))
+    run = subprocess.run(
+        [sys.executable, "-c", ALONE, str(exported)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "sidewalk [244, 35, 232] ('cpu', 'cuda', 'tpu')"
+    for height, width in SIZES:
+        labels = np.load(tmp_path / f"labels_{height}x{width}.npy")
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, expected_labels(checkpoint, (height, width)))
+
+
+def test_separate_weights(checkpoint, exported, tmp_path):
+    files = export_model(checkpoint, SIZES[:1], tmp_path / "model.npz", separate_weights=True, platforms=["cpu"])
+    assert files == [tmp_path / "model.npz", tmp_path / "model.weights.npz"]
+    assert files[0].stat().st_size < exported.stat().st_size / 4
+    labels = load_exported.load(files[0])(photo(*SIZES[0]))
+    np.testing.assert_array_equal(labels, expected_labels(checkpoint, SIZES[0]))
+    with np.load(files[1]) as weights:
+        changed = {name: value + 1 for name, value in weights.items()}
+    np.savez(files[1], **changed)
+    with pytest.raises(ValueError, match="weights.npz: not the weights that model.npz was exported with"):
+        load_exported.load(files[0])
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match="model.weights.npz: no such file"):
+        load_exported.load(files[0])
+
+
+def test_kernels_of_gpus_are_not_exported(checkpoint, tmp_path):
+    """JAX refuses them, as another version of it may not run them."""
+    config = checkpoint.config.copy_and_resolve_references()
+    config.model.deformable_attention = "fused"
+    fused = Checkpoint(config, checkpoint.variables, checkpoint.classes)
+    export_model(fused, SIZES[:1], tmp_path / "model.npz", platforms=["cpu", "cuda"])
+    labels = load_exported.load(tmp_path / "model.npz")(photo(*SIZES[0]))
+    np.testing.assert_array_equal(labels, expected_labels(checkpoint, SIZES[0]))
+
+
+class FixedModel:
+    """Stands in for the network: the same masks (Q, H'/4, W'/4) and classes (Q, K) whatever the image."""
+
+    def __init__(self, classes, masks):
+        self.classes, self.masks = classes, masks
+
+    def apply(self, weights, images):
+        assert images.shape == (1, 4 * self.masks.shape[1], 4 * self.masks.shape[2], 3)
+        logits = np.log(np.pad(self.classes, ((0, 0), (0, 1))) + 1e-9)
+        return Predictions(jnp.asarray(logits)[None], jnp.asarray(self.masks)[None])
+
+
+def test_labels_of_more_classes_than_a_byte_holds_and_rows_that_fill_no_block():
+    """Against PyTorch's resizing of given masks, and all scores at once."""
+    rng = np.random.default_rng(0)
+    masks = rng.normal(0, 4, (6, 16, 24)).astype(np.float32)
+    classes = np.roll(rng.dirichlet(np.ones(300) / 10, 6), 40, axis=1).astype(np.float32)
+    labels = jax.jit(labels_function(FixedModel(classes, masks), (41, 90)))({}, photo(41, 90))
+
+    resized = torch.nn.functional.interpolate(torch.from_numpy(masks)[None], scale_factor=4, mode="bilinear")[0]
+    expected = np.einsum("qk,qhw->hwk", classes, torch.sigmoid(resized).numpy()).argmax(-1)[:41, :90]
+    assert labels.dtype == np.uint16 and len(np.unique(expected)) > 3 and expected.max() > 255
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_photos_of_another_kind_are_refused(exported):
+    model = load_exported.load(exported)
+    for wrong in (photo(64, 64), photo(64, 96).astype(np.float32), photo(64, 96)[..., 0]):
+        with pytest.raises(ValueError, match=r"uint8, of a shape in \(64, 96, 3\), \(64, 75, 3\); this is"):
+            model(wrong)
+
+
+def rewrite(source, target, **changes):
+    with np.load(source) as archive:
+        arrays = dict(archive)
+    metadata = json.loads(arrays["metadata"].tobytes()) | changes
+    np.savez(target, **arrays | {"metadata": np.frombuffer(json.dumps(metadata).encode(), np.uint8)})
+
+
+def test_files_that_cannot_be_loaded(exported, tmp_path):
+    file = tmp_path / "other.npz"
+    rewrite(exported, file, format=2)
+    with pytest.raises(ValueError, match="other.npz: of format 2; take the loader of the version that wrote it"):
+        load_exported.load(file)
+    rewrite(exported, file, calling_convention=99, jax="9.9")
+    with pytest.raises(ValueError, match=r"other.npz: of JAX 9.9, which JAX .* cannot run; export it anew"):
+        load_exported.load(file)
+    np.savez(file, photo=photo(4, 4))
+    with pytest.raises(ValueError, match="other.npz: no exported model"):
+        load_exported.load(file)
+    content = bytearray(exported.read_bytes())
+    for damaged in (content[: len(content) // 2], content[:1000] + b"?" * 1000 + content[2000:], b"<html>"):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="other.npz: damaged, or no exported model"):
+            load_exported.load(file)
+    np.savez(file, metadata=np.array([object()]))  # pickled: never loaded
+    with pytest.raises(ValueError, match="other.npz: damaged"):
+        load_exported.load(file)
+
+
+def test_what_cannot_be_exported(checkpoint, exported):
+    with pytest.raises(FileExistsError, match="pass --overwrite"):
+        export_model(checkpoint, SIZES, exported)
+    with pytest.raises(ValueError, match="let its name end in .npz"):
+        export_model(checkpoint, SIZES, exported.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="at least a pixel"):
+        export_model(checkpoint, [(0, 4)], exported, overwrite=True)
+
+
+def test_command_line(checkpoint, tmp_path):
+    save_checkpoint(tmp_path / "checkpoint", tiny_config(), checkpoint.variables, checkpoint.classes)
+
+    def run(size):
+        command = [sys.executable, "-m", "fasseg_jax.export", "--checkpoint", str(tmp_path / "checkpoint")]
+        command += ["--size", size, "--output", str(tmp_path / "model.npz")]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    first = run("64x96")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == "" and "cpu, cuda, tpu" in first.stdout
+    assert load_exported.load(tmp_path / "model.npz").sizes == [(64, 96)]
+    assert build_model(checkpoint.config.model)  # the configuration is not changed by exporting
+    for size, message in (("64", "--size 64: give HEIGHTxWIDTH"), ("64x96", "model.npz: exists; name another file")):
+        again = run(size)
+        assert again.returncode == 1 and message in again.stderr and "Traceback" not in again.stderr

@@ -1,0 +1,158 @@
+"""The program as a user calls it, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fasseg_jax.data.classes import load_classes
+from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.visualization.overlay import draw_overlay
+from fasseg_jax.weights.checkpoint import save_checkpoint
+from tests.helpers import ROOT
+from tests.helpers.tiny_model import photo, tiny_model
+
+# Runs predict.main for each command line of a JSON list: [[status, stderr], ...]
+MANY_RUNS = """
+import contextlib, io, json, sys
+from absl.testing import flagsaver
+import predict
+results = []
+for arguments in json.load(sys.stdin):
+    errors = io.StringIO()
+    with flagsaver.flagsaver(), contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status = predict.main(predict.parse_flags(["predict.py", *arguments]))
+        except SystemExit as end:
+            status = end.code
+    results.append([status, errors.getvalue()])
+print(json.dumps(results))
+"""
+
+
+def run(command, folder, **options):
+    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(folder / "cache"), PYTHONPATH=str(ROOT))
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+def predict(folder, *arguments):
+    return run([sys.executable, ROOT / "predict.py", "--device", "cpu", *arguments], folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    save_checkpoint(folder, *tiny_model(), load_classes("cityscapes"))
+    return folder
+
+
+def test_folder_of_photos(checkpoint, tmp_path):
+    photos = {"a.png": photo(70, 100), "a.bmp": photo(64, 96, 1), "sub/a.png": photo(20, 31, 2)}
+    for name, image in photos.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "photos" / name)
+    (tmp_path / "photos/broken.jpg").write_bytes(b"not a photo")
+    (tmp_path / "photos/notes.txt").touch()
+    result = predict(tmp_path, "--checkpoint", checkpoint, "--input", "photos", "--output", "out", "--scores")
+    assert result.returncode == 1, result.stderr
+    assert "skipped photos/broken.jpg: not a picture" in result.stderr
+    assert "1 of 4 photos could not be read: photos/broken.jpg" in result.stderr
+    assert "4 photos in photos, 1 other files ignored" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert any((tmp_path / "cache").iterdir())
+
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    kinds = ("labels.png", "overlay.png", "scores.npy")
+    names = {"a.png": "a.png", "a.bmp": "a.bmp", "sub/a.png": "sub/a"}
+    assert written == sorted(f"{name}_{kind}" for name in names.values() for kind in kinds)
+    segmenter = Segmenter.from_checkpoint(checkpoint)
+    for name, image in photos.items():
+        expected = segmenter(image, scores=True)
+        stem = tmp_path / "out" / names[name]
+        labels = np.asarray(Image.open(f"{stem}_labels.png"))
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, expected.labels)
+        overlay = draw_overlay(image, expected.labels, segmenter.classes)
+        np.testing.assert_array_equal(np.asarray(Image.open(f"{stem}_overlay.png")), np.asarray(overlay))
+        scores = np.load(f"{stem}_scores.npy")
+        assert scores.dtype == np.float16
+        np.testing.assert_allclose(scores, expected.scores, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inference"),
+    [
+        (["--multi_scale"], {"mode": "multi_scale"}),
+        (["--sliding_window", "--short_side=80"], {"mode": "sliding", "sliding": {"short_side": 80}}),
+    ],
+)
+def test_ways_to_predict(checkpoint, tmp_path, arguments, inference):
+    image = photo(90, 130)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    result = predict(tmp_path, "--checkpoint", checkpoint, "--input", "photo.png", "--output", "out", *arguments)
+    assert result.returncode == 0, result.stderr
+    segmenter = Segmenter.from_checkpoint(checkpoint, inference=inference)
+    labels = np.asarray(Image.open(tmp_path / "out/photo_labels.png"))
+    np.testing.assert_array_equal(labels, segmenter(image).labels)
+    assert f"{len(segmenter.input_shapes)} shapes of the network's input" in result.stdout
+
+
+def test_untrained_model_and_generated_picture(tmp_path):
+    config = tmp_path / "tiny.py"
+    config.write_text("from tests.helpers.tiny_model import tiny_config as get_config\n")
+    result = predict(tmp_path, "--untrained", "--config", config, "--config.inference.short_side=32", "--output", "out")
+    assert result.returncode == 0, result.stderr
+    assert "UNTRAINED" in result.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "generated.png",
+        "generated_labels.png",
+        "generated_overlay.png",
+    }
+    generated = Image.open(tmp_path / "out/generated.png")
+    assert Image.open(tmp_path / "out/generated_labels.png").size == generated.size
+    legend = np.asarray(Image.open(tmp_path / "out/generated_overlay.png"))[generated.height :]
+    assert (legend == (190, 20, 30)).all(-1).any()  # the warning
+
+
+def test_mistakes_end_with_one_line(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no photo")
+    model = ["--device=cpu", f"--checkpoint={checkpoint}"]
+    usage = [  # arguments, what the error says
+        (["--checkpoint=c", "--input=i"], "--output is needed"),
+        (["--input=empty", "--output=o"], "give --checkpoint, or --untrained"),
+        (["--checkpoint=c", "--untrained", "--output=o"], "give --checkpoint, or --untrained"),
+        (["--untrained", "--output=o"], "--untrained needs --config"),
+        (["--checkpoint=c", "--output=o"], "--input is needed"),
+        (["--checkpoint=c", "--input=i", "--output=o", "--multi_scale", "--sliding_window"], "two ways to predict"),
+        (["--checkpoint=c", "--input=i", "--output=o", "--short_side=0"], "goes with --sliding_window"),
+        (["--checkpoint=c", "--input=i", "--output=o", "--short_side=-1"], "short_side"),
+        (["--checkpoint=c", "--input=i", "--output=o", "photo.jpg"], "unexpected argument 'photo.jpg'"),
+        (["--checkpoint=c", "--input=absent.jpg", "--output=o"], "absent.jpg: there is no such file"),
+        (["--checkpoint=c", "--input=empty", "--output=o"], "holds no photos"),
+        (["--checkpoint=c", "--input=empty", "--output=empty"], "must not be the --input folder"),
+        (["--checkpoint=c", "--input=empty", "--output=notes.txt"], "notes.txt is a file"),
+        (["--output=o", "--device=abacus"], "abacus"),
+        (["--no_such_flag"], "no_such_flag"),
+        (["--untrained", "--config=absent.py", "--output=o"], "absent.py"),
+        (["--checkpoint=absent", "--device=cpu", "--input=notes.txt", "--output=o"], "absent: no such checkpoint"),
+    ]
+    failures = [  # nothing that can be read, nowhere to write
+        ([*model, "--input=notes.txt", "--output=o"], "1 of 1 photos could not be read: notes.txt"),
+    ]
+    lines = [arguments for arguments, _ in usage + failures]
+    result = run([sys.executable, "-c", MANY_RUNS], tmp_path, input=json.dumps(lines))
+    assert result.returncode == 0, result.stderr
+    results = json.loads(result.stdout)
+    for (arguments, message), (status, errors) in zip(usage, results[: len(usage)], strict=True):
+        assert status == 2, arguments
+        assert message in errors, arguments
+        assert errors.count("\n") == 1, errors
+    for (arguments, message), (status, errors) in zip(failures, results[len(usage) :], strict=True):
+        assert status == 1, arguments
+        assert message in errors
+        assert "Traceback" not in errors

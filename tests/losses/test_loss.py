@@ -1,0 +1,359 @@
+"""Matching and loss: against recorded numbers of the official program, and against a plain implementation here."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from scipy.optimize import linear_sum_assignment
+
+from fasseg_jax.config import load_config
+from fasseg_jax.losses import mask_loss
+from fasseg_jax.losses.criterion import LossTerms, segmentation_loss
+from fasseg_jax.losses.matcher import match, matching_costs
+from fasseg_jax.losses.points import SamplingPoints, draw_loss_points, draw_matching_points
+from fasseg_jax.losses.targets import Targets
+from fasseg_jax.models.predictions import FactoredPredictions
+from tests.helpers import GOLDEN, ROOT
+
+
+def loss_config(num_points: int) -> ConfigDict:
+    config = load_config("configs/ade20k.py:r50").loss
+    config.num_points = num_points
+    return config
+
+
+def predictions_of(class_logits, mask_logits) -> FactoredPredictions:
+    """Predictions of the given masks (L+1, B, Q, h, w): embeddings are the masks, features one for each pixel."""
+    h, w = mask_logits.shape[-2:]
+    features = np.eye(h * w, dtype=np.float32).reshape(1, h, w, h * w)
+    features = np.broadcast_to(features, (mask_logits.shape[1], *features.shape[1:]))
+    return FactoredPredictions(class_logits, mask_logits.reshape(*mask_logits.shape[:3], h * w), features)
+
+
+def match_all(predictions, targets, points, config):
+    """Costs, queries and numbers of non-finite costs of each prediction."""
+    masks = np.moveaxis(np.asarray(predictions.mask_logits), 2, -1)
+    arguments = [jnp.asarray(x) for x in (predictions.class_logits, masks, points)]
+
+    @jax.jit
+    def one(targets, logits, masks, points):
+        costs = matching_costs(logits, masks, targets, points, config)
+        return costs, *match(logits, masks, targets, points, config)
+
+    return [np.stack(each) for each in zip(*(one(targets, *own) for own in zip(*arguments, strict=True)), strict=True)]
+
+
+def loss_and_gradient(
+    predictions: FactoredPredictions, targets: Targets, randomness, config: ConfigDict
+) -> tuple[LossTerms, FactoredPredictions]:
+    def total(predictions, targets, randomness):
+        terms = segmentation_loss(predictions, targets, randomness, config)
+        return terms.total, terms
+
+    (_, terms), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(predictions, targets, randomness)
+    return terms, gradient
+
+
+# Recorded numbers
+
+
+def load_golden(name: str) -> tuple[dict[str, np.ndarray], FactoredPredictions, Targets, SamplingPoints]:
+    golden = dict(np.load(GOLDEN / f"{name}.npz"))
+    shape = golden["target_masks_shape"]  # B, T, H, W
+    masks = np.unpackbits(golden["target_masks"], axis=-1, count=shape[-1]).astype(bool)
+    assert masks.sum(axis=1).max() == 1  # the masks of an image are disjoint, so a label map can hold them
+    labels = np.full((shape[0], *shape[2:]), 255, np.uint8)
+    for b, t in zip(*np.nonzero(golden["target_labels"] >= 0), strict=True):
+        labels[b][masks[b, t]] = golden["target_labels"][b, t]
+    # Recorded points lie pair after pair: image by image, within an image by increasing number of the query.
+    queries = golden["matched_query"]
+    points = {}
+    for field in ("oversampled_points", "random_points"):
+        points[field] = np.zeros((*queries.shape, *golden[field].shape[2:]), np.float32)
+        for prediction, matched in enumerate(queries):
+            pairs = [(b, t) for b, own in enumerate(matched) for t in np.argsort(own) if own[t] >= 0]
+            for recorded, (b, t) in zip(golden[field][prediction], pairs, strict=True):
+                points[field][prediction, b, t] = recorded
+    return (
+        golden,
+        predictions_of(golden["pred_logits"], golden["pred_masks"]),
+        Targets(labels, golden["target_labels"].astype(np.int32)),
+        SamplingPoints(golden["matcher_points"], points["oversampled_points"], points["random_points"]),
+    )
+
+
+@pytest.mark.parametrize("name", ["loss_two_images", "loss_empty_image"])
+def test_golden_matches(name):
+    golden, predictions, targets, points = load_golden(name)
+    config = loss_config(256)
+    costs, queries, non_finite_costs = match_all(predictions, targets, points.matching, config)
+    real = ~np.isnan(golden["cost_matrix"])
+    np.testing.assert_allclose(costs[real], golden["cost_matrix"][real], atol=1e-5)
+    np.testing.assert_array_equal(queries, golden["matched_query"])
+    assert not np.any(non_finite_costs)
+
+
+@pytest.mark.parametrize("name", ["loss_two_images", "loss_empty_image"])
+def test_golden_losses_and_gradients(name):
+    golden, predictions, targets, points = load_golden(name)
+    terms, gradient = loss_and_gradient(predictions, targets, points, loss_config(256))
+    np.testing.assert_allclose(terms.class_loss, golden["loss_ce"], rtol=1e-5)
+    np.testing.assert_allclose(terms.mask_loss, golden["loss_mask"], rtol=1e-5)
+    np.testing.assert_allclose(terms.dice_loss, golden["loss_dice"], rtol=1e-5)
+    np.testing.assert_allclose(terms.total, golden["total"], rtol=1e-5)
+    np.testing.assert_array_equal(terms.queries, golden["matched_query"])
+    assert terms.num_targets == golden["target_counts"].sum()
+    for found, field in ((gradient.class_logits, "grad_pred_logits"), (gradient.mask_embeddings, "grad_pred_masks")):
+        expected = golden[field].reshape(found.shape)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+# A plain implementation
+
+
+def sample(maps, points):
+    """Bilinear samples (N, P) of maps (N, h, w) at points (P, 2), by tents around the points over all pixels."""
+    tent = lambda position, size: jnp.maximum(0, 1 - jnp.abs(position[:, None] * size - 0.5 - jnp.arange(size)))
+    return jnp.einsum("py,nyx,px->np", tent(points[:, 1], maps.shape[1]), maps, tent(points[:, 0], maps.shape[2]))
+
+
+@jax.jit
+def binary_cross_entropy_and_dice(mask, truth, points):
+    """Of logits (h, w) and a binary mask (H, W), compared at points (P, 2)."""
+    x, g = sample(mask[None], points)[0], sample(truth[None], points)[0]
+    p = jax.nn.sigmoid(x)
+    cross_entropy = -(g * jax.nn.log_sigmoid(x) + (1 - g) * jax.nn.log_sigmoid(-x)).mean()
+    return cross_entropy, 1 - (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1)
+
+
+def plain_match(logits, masks, labels, classes, points, config):
+    """Queries of one image's targets, by the cost of each pair and scipy."""
+    cost = np.zeros((len(masks), len(classes)))
+    for query, t in np.ndindex(cost.shape):
+        truth = (labels == classes[t]).astype(np.float32)
+        cross_entropy, dice = binary_cross_entropy_and_dice(masks[query], truth, points)
+        probability = np.exp(logits[query, classes[t]]) / np.exp(logits[query]).sum()
+        cost[query, t] = (
+            -config.class_weight * probability + config.mask_weight * cross_entropy + config.dice_weight * dice
+        )
+    query, target = linear_sum_assignment(cost)
+    return query[np.argsort(target)]
+
+
+def plain_points(predictions, points, queries, config):
+    """The points (P, 2) at which each pair is compared, by (prediction, image, target)."""
+    kept = int(config.importance_ratio * config.num_points)
+    chosen = {}
+    for prediction, b in np.ndindex(len(queries), len(queries[0])):
+        for t, query in enumerate(queries[prediction][b]):
+            oversampled, uniform = points.oversampled[prediction, b, t], points.uniform[prediction, b, t]
+            logits = sample(predictions.mask_logits[prediction, b, query][None], oversampled)[0]
+            order = np.argsort(np.abs(np.asarray(logits)))
+            chosen[prediction, b, t] = np.concatenate([oversampled[order[:kept]], uniform])
+    return chosen
+
+
+def plain_loss(predictions, targets, points, queries, config):
+    """The loss by loops over predictions, images and pairs."""
+    total = 0
+    num_targets = max(1, (targets.classes >= 0).sum())
+    for prediction, images in enumerate(queries):
+        errors = weights = 0
+        for b, matched in enumerate(images):
+            logits, masks = predictions.class_logits[prediction, b], predictions.mask_logits[prediction, b]
+            wanted = np.full(len(logits), logits.shape[-1] - 1)
+            for t, query in enumerate(matched):
+                label = wanted[query] = targets.classes[b, t]
+                truth = (targets.labels[b] == label).astype(np.float32)
+                cross_entropy, dice = binary_cross_entropy_and_dice(masks[query], truth, points[prediction, b, t])
+                total += (config.mask_weight * cross_entropy + config.dice_weight * dice) / num_targets
+            weight = np.where(wanted == logits.shape[-1] - 1, config.no_object_weight, 1)
+            errors -= (weight * jax.nn.log_softmax(logits)[np.arange(len(wanted)), wanted]).sum()
+            weights += weight.sum()
+        total += config.class_weight * errors / weights
+    return total
+
+
+def random_case(seed: int, num_targets: list[int], max_targets: int, num_queries: int, num_classes: int = 30):
+    """FactoredPredictions (L+1 = 2) and targets of blocks of random classes, one of them absent from the map."""
+    rng = np.random.default_rng(seed)
+    b = len(num_targets)
+    classes = np.full((b, max_targets), -1, np.int32)
+    labels = np.full((b, 40, 48), 255, np.int32)
+    for image, n in enumerate(num_targets):
+        classes[image, :n] = np.sort(rng.choice(num_classes, n, replace=False))
+        present = np.append(classes[image, : max(n - 1, 1)], 255) if n else [255]
+        labels[image] = np.kron(rng.choice(present, (5, 6)), np.ones((8, 8), int))
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    logits, embeddings = normal(2, b, num_queries, num_classes + 1), normal(2, b, num_queries, 9)
+    predictions = FactoredPredictions(logits, embeddings, normal(b, 10, 12, 9))  # mask logits of standard deviation 3
+    return predictions, Targets(labels, classes)
+
+
+def points_of_key(key, predictions: FactoredPredictions, targets: Targets, config: ConfigDict) -> SamplingPoints:
+    """What the loss draws from a key: of each prediction, image and target on its own."""
+    matching_key, loss_key = jax.random.split(key)
+    (num_predictions, b), t = predictions.class_logits.shape[:2], targets.classes.shape[1]
+    counts = (3 * config.num_points, config.num_points - int(0.75 * config.num_points))
+    matching = np.zeros((num_predictions, b, config.num_points, 2), np.float32)
+    oversampled, uniform = (np.zeros((num_predictions, b, t, count, 2), np.float32) for count in counts)
+    for pair in np.ndindex(num_predictions, b):
+        matching[pair] = draw_matching_points(matching_key, *pair, config.num_points)
+    for pair in np.ndindex(num_predictions, b, t):
+        oversampled[pair], uniform[pair] = draw_loss_points(loss_key, *pair, counts)
+    return SamplingPoints(matching, oversampled, uniform)
+
+
+@pytest.mark.parametrize(
+    ("num_targets", "max_targets", "num_queries", "points_given", "at_once"),
+    [
+        ([2, 0, 3], 5, 8, False, 1),
+        ([2, 0, 3], 5, 8, True, 4),
+        ([4, 4], 4, 4, False, 3),
+        ([20, 17], 21, 23, True, 1),
+        ([0, 0], 3, 5, False, 1),
+        ([2, 0, 3], 5, 8, False, "as on a GPU"),
+    ],
+    ids=["padded", "padded, points given", "as many targets as queries", "many", "none", "as on a GPU"],
+)
+def test_plain_implementation(num_targets, max_targets, num_queries, points_given, at_once, monkeypatch):
+    predictions, targets = random_case(0, num_targets, max_targets, num_queries)
+    config = loss_config(40)
+    key = jax.random.key(3)
+    points = points_of_key(key, predictions, targets, config)
+    queries = []
+    for logits, masks, own in zip(predictions.class_logits, predictions.mask_logits, points.matching, strict=True):
+        images = zip(logits, masks, targets.labels, targets.classes, own, num_targets, strict=True)
+        queries.append([plain_match(x, m, y, c[:n], p, config) for x, m, y, c, p, n in images])
+    chosen = plain_points(predictions, points, queries, config)
+    plain = jax.jit(jax.value_and_grad(lambda p: plain_loss(p, targets, chosen, queries, config)))(predictions)
+
+    if at_once == "as on a GPU":  # all choices but the kernels', which have tests of their own
+        take = lambda *arguments, default, rocm=None, **_: (rocm or default)(*arguments)
+        monkeypatch.setattr(jax.lax, "platform_dependent", take)
+    else:
+        monkeypatch.setattr(mask_loss, "PAIRS_AT_ONCE", {"default": at_once})
+    terms, gradient = loss_and_gradient(predictions, targets, points if points_given else key, config)
+    assert terms.num_targets == sum(num_targets)
+    np.testing.assert_allclose(terms.total, plain[0], rtol=2e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, plain[1])
+
+
+def test_gradient_is_that_of_finite_differences():
+    predictions, targets = random_case(1, [2, 3], 4, 6)
+    config = loss_config(64)
+    points = points_of_key(jax.random.key(0), predictions, targets, config)
+    # Only uniform points: with importance the loss jumps where the choice of points changes.
+    config.importance_ratio = 0.0
+    points = points.replace(uniform=points.oversampled[..., :64, :])
+    _, gradient = loss_and_gradient(predictions, targets, points, config)
+    loss = jax.jit(lambda predictions: segmentation_loss(predictions, targets, points, config).total)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        direction = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), predictions)
+        moved = lambda step, d=direction: loss(jax.tree.map(lambda x, d: x + step * d, predictions, d))
+        slope = (moved(1e-2) - moved(-1e-2)) / 2e-2
+        products = jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)
+        np.testing.assert_allclose(slope, sum(jax.tree.leaves(products)), rtol=5e-3, atol=1e-3)
+
+
+def test_only_the_total_has_a_gradient():
+    predictions, targets = random_case(1, [2, 3], 4, 6)
+    terms = lambda p: segmentation_loss(p, targets, jax.random.key(0), loss_config(16))
+    parts = lambda p: (terms(p).class_loss + terms(p).mask_loss + terms(p).dice_loss).sum()
+    gradient = jax.jit(jax.grad(parts))(predictions)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+# Bad input
+
+
+def test_nan_in_one_query_is_counted_and_the_others_are_matched():
+    predictions, targets = random_case(2, [3, 2], 4, 8)
+    predictions.mask_embeddings[1, 0, 5] = np.nan
+    config = loss_config(32)
+    points = np.asarray(jax.random.uniform(jax.random.key(0), (2, 2, 32, 2)))
+    _, queries, non_finite_costs = match_all(predictions, targets, points, config)
+    np.testing.assert_array_equal(non_finite_costs, [0, 3])  # one for each target of the image
+    others = np.delete(np.arange(8), 5)
+    logits, masks = predictions.class_logits[1, 0, others], predictions.mask_logits[1, 0, others]
+    expected = plain_match(logits, masks, targets.labels[0], targets.classes[0, :3], points[1, 0], config)
+    np.testing.assert_array_equal(queries[1, 0, :3], others[expected])
+
+
+@pytest.mark.parametrize("field", ["class_logits", "mask_embeddings", "mask_features"])
+def test_nan_everywhere_ends_with_a_loss_that_is_not_finite(field):
+    predictions, targets = random_case(2, [3, 2], 4, 8)
+    getattr(predictions, field)[:] = np.nan
+    terms, _ = loss_and_gradient(predictions, targets, jax.random.key(0), loss_config(32))
+    assert not np.isfinite(terms.total)
+    assert terms.non_finite_costs == 2 * 8 * 5  # predictions, queries, targets
+
+
+def test_wrong_sizes_are_refused():
+    predictions, targets = random_case(2, [3, 2], 6, 5)
+    with pytest.raises(ValueError, match="max_targets is 6, but the model has only 5 queries"):
+        segmentation_loss(predictions, targets, jax.random.key(0), loss_config(32))
+    _, predictions, targets, points = load_golden("loss_two_images")
+    with pytest.raises(ValueError, match=r"config.loss wants \(100, 300, 25\)"):
+        segmentation_loss(predictions, targets, points, loss_config(100))
+
+
+# Several devices
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from fasseg_jax.models.predictions import FactoredPredictions
+from fasseg_jax.losses.criterion import segmentation_loss, sharded_segmentation_loss
+from tests.losses.test_loss import loss_config, points_of_key, random_case
+
+assert jax.device_count() == 8
+config, key = loss_config(64), jax.random.key(5)
+predictions, targets = random_case(7, [3, 0, 1, 5, 2, 2, 4, 0, 1, 1, 0, 0, 6, 5, 4, 3], 6, 9)
+
+def evaluate(loss, *arguments):
+    def total(*arguments):
+        terms = loss(*arguments)
+        return terms.total, terms
+    (_, terms), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(*arguments)
+    return jax.tree.map(np.asarray, (terms, gradient))
+
+def compare(found, expected):
+    for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(expected[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
+
+alone = evaluate(lambda *arguments: segmentation_loss(*arguments, config), predictions, targets, key)
+points = points_of_key(key, predictions, targets, config)
+for shape, axes, randomness in (((8,), "data", key), ((4, 2), ("data", "more"), points)):
+    mesh = Mesh(np.array(jax.devices()).reshape(shape), axes)
+    put = lambda tree, *spec: jax.device_put(tree, NamedSharding(mesh, P(*spec)))
+    loss = sharded_segmentation_loss(mesh, axes, config)
+    images_second = put((predictions.class_logits, predictions.mask_embeddings), None, axes)
+    of_predictions = FactoredPredictions(*images_second, put(predictions.mask_features, axes))
+    compare(evaluate(loss, of_predictions, put(targets, axes), randomness), alone)
+print("equal")
+"""
+
+
+def test_eight_devices_give_the_loss_and_gradient_of_one():
+    root = ROOT
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "PYTHONPATH": str(root),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", SHARDED], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.stdout.endswith("equal\n"), run.stderr

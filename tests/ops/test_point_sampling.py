@@ -1,0 +1,115 @@
+"""Sampling and the choice of points against plain numpy."""
+
+import jax
+import numpy as np
+import pytest
+
+from fasseg_jax.losses.points import draw_loss_points, draw_matching_points
+from fasseg_jax.ops.point_sampling import (
+    sample_by_gathers,
+    sample_by_products,
+    sample_labels,
+    sample_masks,
+    sample_masks_at_shared_points,
+)
+from fasseg_jax.ops.selection import most_uncertain, value_of_rank
+
+
+def bilinear(image: np.ndarray, x: float, y: float) -> float:
+    """One sample, as the sum over all pixels of what a tent around the point leaves of each; zero outside."""
+    h, w = image.shape
+    tent = lambda position, size: np.maximum(0, 1 - np.abs(position * size - 0.5 - np.arange(size)))
+    return float(tent(y, h) @ image @ tent(x, w))
+
+
+@pytest.fixture
+def points() -> np.ndarray:
+    """(2, 60, 2), with the corners and edges of the map among them."""
+    points = np.random.default_rng(0).random((2, 60, 2)).astype(np.float32)
+    points[0, :6] = [(0, 0), (1, 1), (0, 1), (1, 0), (0.5, 0), (1, 0.25)]
+    points[1, :3] = [(0.5 / 7, 0.5 / 5), (0.5, 0.5), (6.5 / 7, 4.5 / 5)]  # pixel centres
+    return points
+
+
+FORMS = pytest.mark.parametrize("sample", [sample_masks, sample_by_gathers, sample_by_products])
+
+
+@FORMS
+def test_masks(points, sample):
+    masks = np.random.default_rng(1).normal(size=(2, 5, 7)).astype(np.float32)
+    expected = [[bilinear(mask, *point) for point in own] for mask, own in zip(masks, points, strict=True)]
+    np.testing.assert_allclose(jax.jit(sample)(masks, points), expected, atol=2e-6)
+
+
+def test_masks_at_shared_points(points):
+    masks = np.random.default_rng(2).normal(size=(3, 5, 7)).astype(np.float32)
+    expected = [[bilinear(mask, *point) for mask in masks] for point in points[0]]
+    np.testing.assert_allclose(
+        jax.jit(sample_masks_at_shared_points)(masks.transpose(1, 2, 0), points[0]), expected, atol=2e-6
+    )
+
+
+@FORMS
+def test_gradient_of_masks_is_the_transpose(points, sample):
+    masks = np.random.default_rng(1).normal(size=(2, 5, 7)).astype(np.float32)
+    cotangent = np.random.default_rng(3).normal(size=(2, 60)).astype(np.float32)
+    gradient = jax.grad(lambda masks: (sample(masks, points) * cotangent).sum())(masks)
+    for n, row, column in np.ndindex(masks.shape):
+        unit = np.zeros((5, 7))
+        unit[row, column] = 1
+        expected = sum(c * bilinear(unit, *point) for c, point in zip(cotangent[n], points[n], strict=True))
+        assert gradient[n, row, column] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_labels(points, dtype):
+    labels = np.random.default_rng(4).choice([0, 1, 7, 255], (3, 5, 7)).astype(dtype)
+    image = np.array([2, 0])
+    corners = jax.jit(sample_labels)(labels, image, points)
+    for c in (0, 1, 7):
+        expected = [[bilinear(labels[i] == c, *point) for point in own] for i, own in zip(image, points, strict=True)]
+        np.testing.assert_allclose(sum(weight * (label == c) for label, weight in corners), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 400])
+def test_most_uncertain(count):
+    rng = np.random.default_rng(count)
+    logits = np.stack(
+        [
+            rng.normal(size=400),
+            rng.normal(size=400) * 1e-30,
+            rng.integers(-3, 4, 400),  # many ties
+            np.zeros(400),
+            np.full(400, -2.5),
+            np.where(rng.random(400) < 0.5, np.nan, rng.normal(size=400)),
+            np.where(rng.random(400) < 0.5, -np.inf, 1e30),
+        ]
+    ).astype(np.float32)
+    chosen = np.asarray(jax.jit(most_uncertain, static_argnums=1)(logits, count))
+    expected = np.sort(np.argsort(np.abs(logits), axis=1, kind="stable")[:, :count])
+    np.testing.assert_array_equal(chosen, expected)
+
+
+@pytest.mark.parametrize("digit", [1, 2, 4])
+@pytest.mark.parametrize("rank", [1, 57, 300])
+def test_value_of_rank(digit, rank):
+    rng = np.random.default_rng(rank)
+    rows = np.stack([rng.integers(0, 2**32, 300), rng.integers(0, 5, 300), rng.integers(2**31 - 3, 2**31 + 3, 300)])
+    found = jax.jit(value_of_rank, static_argnums=(1, 2))(rows.astype(np.uint32), rank, digit)
+    np.testing.assert_array_equal(found[:, 0], np.sort(rows)[:, rank - 1])
+
+
+def test_points_depend_on_pair_and_fill_the_square():
+    key = jax.random.key(0)
+    draws = {}
+    for pair in np.ndindex(2, 2, 2):
+        oversampled, uniform = draw_loss_points(key, *pair, (600, 200))
+        assert oversampled.shape == (600, 2) and uniform.shape == (200, 2)
+        draws[pair] = np.concatenate([oversampled, uniform])
+    for pair in np.ndindex(2, 2):
+        draws[pair] = np.asarray(draw_matching_points(key, *pair, 800))
+    everything = np.concatenate(list(draws.values()))
+    assert len(np.unique(everything, axis=0)) > 0.99 * len(everything)  # no two share their points
+    counts, _, _ = np.histogram2d(*everything.T, bins=4, range=[[0, 1], [0, 1]])
+    assert counts.sum() == len(everything)
+    assert np.abs(counts / (len(everything) / 16) - 1).max() < 0.2  # 600 in each cell, 5 standard deviations

@@ -1,0 +1,27 @@
+"""Bilinear resizing against the definition, one output at a time in float64."""
+
+import numpy as np
+import pytest
+
+from fasseg_jax.ops.resize import resize_bilinear
+
+
+def naive_resize(x, size):
+    b, h, w, c = x.shape
+    out = np.zeros((b, *size, c))
+    for i, j in np.ndindex(*size):
+        y = max((i + 0.5) * h / size[0] - 0.5, 0)
+        z = max((j + 0.5) * w / size[1] - 0.5, 0)
+        y0, z0 = int(y), int(z)
+        y1, z1 = min(y0 + 1, h - 1), min(z0 + 1, w - 1)
+        fy, fz = y - y0, z - z0
+        out[:, i, j] = (1 - fy) * ((1 - fz) * x[:, y0, z0] + fz * x[:, y0, z1]) + fy * (
+            (1 - fz) * x[:, y1, z0] + fz * x[:, y1, z1]
+        )
+    return out
+
+
+@pytest.mark.parametrize("size", [(16, 24), (4, 6), (1, 1), (9, 5), (8, 12), (3, 40)])
+def test_resize(size):
+    x = np.random.default_rng(0).standard_normal((2, 8, 12, 3))
+    np.testing.assert_allclose(resize_bilinear(x.astype(np.float32), size), naive_resize(x, size), atol=2e-6)

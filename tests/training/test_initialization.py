@@ -1,0 +1,90 @@
+"""What a training starts from."""
+
+import jax
+import numpy as np
+import pytest
+
+from fasseg_jax.data.classes import ClassTable, load_classes
+from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.training.initialization import start_variables
+from fasseg_jax.weights.checkpoint import save_checkpoint
+from tests.helpers.tiny_model import tiny_config
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model of the 19 Cityscapes classes: configuration and variables."""
+    config = tiny_config()
+    return config, jax.device_get(jax.jit(lambda: initial_variables(build_model(config.model), seed=1))())
+
+
+@pytest.fixture(scope="module")
+def random(trained):
+    return jax.device_get(jax.jit(lambda: initial_variables(build_model(trained[0].model), seed=0))())
+
+
+def same(one, other):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+def test_random(trained, random):
+    config = tiny_config()
+    variables, sentence = start_variables(random, config, load_classes("cityscapes"))
+    assert same(variables, random) and sentence == "random weights"
+    assert not same(random, trained[1])
+
+
+def test_whole_model(trained, random, tmp_path):
+    config, weights = trained
+    save_checkpoint(tmp_path / "c", config, weights, load_classes("cityscapes"))
+    config = tiny_config()
+    config.train.init = str(tmp_path / "c")
+    variables, _ = start_variables(random, config, load_classes("cityscapes"))
+    assert same(variables, weights)
+
+
+def test_other_classes_get_a_new_head(trained, random, tmp_path):
+    """Also if their number is the same."""
+    config, weights = trained
+    save_checkpoint(tmp_path / "c", config, weights, load_classes("cityscapes"))
+    config = tiny_config()
+    config.train.init = str(tmp_path / "c")
+    others = ClassTable(tuple(f"class {i}" for i in range(19)), np.zeros((19, 3), np.uint8))
+    variables, sentence = start_variables(random, config, others)
+    assert "a new class head" in sentence
+    ours, theirs = variables["params"]["decoder"], weights["params"]["decoder"]
+    assert same(ours.pop("class_embed"), random["params"]["decoder"]["class_embed"])
+    assert same(ours, {name: value for name, value in theirs.items() if name != "class_embed"})
+    assert same(variables["params"]["backbone"], weights["params"]["backbone"])
+
+
+def test_backbone_alone(trained, random, tmp_path):
+    config, weights = trained
+    backbone = {collection: {"backbone": tree["backbone"]} for collection, tree in weights.items()}
+    save_checkpoint(tmp_path / "c", config, backbone, load_classes("cityscapes"), contents="backbone")
+    config = tiny_config()
+    config.train.init = str(tmp_path / "c")
+    variables, _ = start_variables(random, config, load_classes("cityscapes"))
+    assert same(variables["params"]["backbone"], weights["params"]["backbone"])
+    assert same(variables["params"]["decoder"], random["params"]["decoder"])
+
+    # Converted for frozen batch norm, trained with batch norm: scale and bias become parameters.
+    config.model.backbone.norm = "batch_norm"
+    trainable = jax.device_get(jax.jit(lambda: initial_variables(build_model(config.model), seed=0))())
+    variables, _ = start_variables(trainable, config, load_classes("cityscapes"))
+    ours = variables["params"]["backbone"]["stem_norm"] | variables["batch_stats"]["backbone"]["stem_norm"]
+    assert same(ours, weights["batch_stats"]["backbone"]["stem_norm"])
+
+
+def test_another_model_is_refused(trained, random, tmp_path):
+    config, weights = trained
+    save_checkpoint(tmp_path / "c", config, weights, load_classes("cityscapes"))
+    config = tiny_config()
+    config.train.init = str(tmp_path / "c")
+    config.model.decoder.num_queries = 7
+    config.model.pixel_decoder.num_layers = 2
+    other = jax.device_get(jax.jit(lambda: initial_variables(build_model(config.model), seed=0))())
+    with pytest.raises(ValueError, match="does not fit") as error:
+        start_variables(other, config, load_classes("cityscapes"))
+    assert "params/pixel_decoder/encoder_1/norm1/scale is missing" in str(error.value)
+    assert "params/decoder/query_feat is (6, 32), the model's is (7, 32)" in str(error.value)

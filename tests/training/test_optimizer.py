@@ -1,0 +1,111 @@
+"""Groups of parameters, the schedule and the update, against the recipe written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from fasseg_jax import build_model, load_config
+from fasseg_jax.ops.activations import gelu_product
+from fasseg_jax.training.optimizer import gradient_norm, learning_rate_schedule, make_optimizer, parameter_groups
+
+
+@pytest.mark.parametrize(
+    "path", ["configs/ade20k.py:swin_b", "configs/cityscapes.py:r101", "configs/ade20k.py:mask2former_swin_t"]
+)
+def test_every_parameter_has_one_group(path):
+    model = build_model(load_config(path).model)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
+    groups = jax.tree_util.tree_leaves_with_path(parameter_groups(shapes["params"]))
+    for path, group in groups:
+        names = [key.key for key in path]
+        assert group.startswith("backbone") == (names[0] == "backbone")
+        norm = len(names) > 1 and "norm" in names[-2]
+        table = names[-1] in ("relative_position_bias", "query_feat", "query_embed")
+        decoder_levels = names == ["decoder", "level_embed"]
+        assert group.endswith("fixed") == (norm or table or decoder_levels), names
+
+
+def test_unknown_parameters_are_refused():
+    with pytest.raises(ValueError, match=r"exactly one rule .*: decoder/new_table \(no group\)"):
+        parameter_groups({"decoder": {"new_table": 1, "query_feat": 1}})
+
+
+def test_updates():
+    """Two steps of clipping, AdamW by groups and polynomial decay."""
+    config = load_config("configs/ade20k.py:r50")
+    config.train.steps = 5
+    params = {
+        "backbone": {"conv1": {"kernel": np.float32([1.0, -2.0])}, "norm1": {"scale": np.float32([0.5])}},
+        "decoder": {"class_embed": {"bias": np.float32([3.0])}, "query_feat": np.float32([-1.0])},
+    }
+    rates = {"backbone": {"conv1": {"kernel": 1e-5}, "norm1": {"scale": 1e-5}}}
+    rates["decoder"] = {"class_embed": {"bias": 1e-4}, "query_feat": 1e-4}
+    decays = {"backbone": {"conv1": {"kernel": 0.05}, "norm1": {"scale": 0}}}
+    decays["decoder"] = {"class_embed": {"bias": 0.05}, "query_feat": 0}
+
+    optimizer = make_optimizer(config, params)
+    ours, state = params, optimizer.init(params)
+    expected = jax.tree.map(np.float64, params)
+    first = second = jax.tree.map(lambda p: np.zeros(p.shape), params)
+    for t, size in enumerate((1.0, 1e-3)):  # the second gradient is below the norm that is clipped
+        gradient = jax.tree.map(lambda p, s=size: s * (p + 1), params)
+        updates, state = optimizer.update(gradient, state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+
+        norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
+        clipped = jax.tree.map(lambda g, n=norm: g * min(1, 0.01 / n), gradient)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, clipped)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, clipped)
+        decay = (1 - t / 5) ** 0.9
+
+        def updated(p, m, v, rate, weight_decay, t=t, decay=decay):
+            step = m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+            return p - decay * rate * (step + weight_decay * p)
+
+        expected = jax.tree.map(updated, expected, first, second, rates, decays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, expected)
+
+
+def test_schedule():
+    config = load_config("configs/cityscapes.py:r50")
+    schedule = learning_rate_schedule(config)
+    for t in (0, 1, 45_000, 89_999, 90_000):
+        # float32: to a millionth of the base rate
+        np.testing.assert_allclose(schedule(t), 1e-4 * (1 - t / 90_000) ** 0.9, rtol=0, atol=1e-10)
+
+
+def test_gradient_norm_is_that_of_all_gradients():
+    rng = np.random.default_rng(0)
+    leaf = lambda: rng.standard_normal(50).astype(np.float32)
+    gradients = {
+        "backbone": {"res2_0": {"conv1": {"kernel": leaf()}}, "stem_conv": {"kernel": leaf()}},
+        "pixel_decoder": {"encoder_0": {"norm1": {"bias": leaf()}}, "level_embed": leaf()},
+        "decoder": {"layer_9": {"linear1": {"bias": leaf()}}, "layer_10": {"linear1": {"bias": leaf()}}},
+    }
+    expected = np.sqrt(sum(np.square(x.astype(np.float64)).sum() for x in jax.tree.leaves(gradients)))
+    np.testing.assert_allclose(gradient_norm(gradients), expected, rtol=1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's scheduler for CPUs")
+def test_gradient_norm_lets_a_backward_pass_forget():
+    """With the sum in another order XLA keeps what the gradients of all layers are made of until the end."""
+    rows, width, layers = 2048, 64, 12
+    params = {"backbone": {f"stage0_block{i}": {"fc2": jnp.ones((width, width))} for i in range(layers)}}
+
+    def loss(params, x):
+        for i in range(layers):
+            x = x + gelu_product(x, params["backbone"][f"stage0_block{i}"]["fc2"])
+        return x.sum()
+
+    def temporary_memory(norm):
+        step = jax.jit(
+            lambda params, x: norm(jax.grad(loss)(params, x)),
+            compiler_options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
+        )
+        return step.lower(params, jnp.ones((rows, width))).compile().memory_analysis().temp_size_in_bytes
+
+    first_layer_first = lambda gradients: optax.tree.norm(list(flatten_dict(gradients).values()))
+    assert temporary_memory(gradient_norm) < 0.8 * temporary_memory(first_layer_first)

@@ -1,0 +1,187 @@
+"""train.py as users run it: devices, processes, interruptions, mistakes."""
+
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from fasseg_jax import Segmenter
+from fasseg_jax.weights.checkpoint import load_checkpoint
+from tests.helpers.training_runs import ROOT, command, environment, metrics, train
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of 12 steps on one device, a checkpoint every third."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(workdir, train__steps=12, train__checkpoint_every=3)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def seconds(undisturbed, tmp_path_factory):
+    """What such a run takes when all is compiled."""
+    begin = time.perf_counter()
+    train(tmp_path_factory.mktemp("timed"), train__steps=12, train__checkpoint_every=3)
+    return time.perf_counter() - begin
+
+
+def assert_same_variables(one, other):
+    ours, theirs = (load_checkpoint(path).variables for path in (one, other))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def complete_checkpoints(workdir):
+    return [path for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+
+
+def test_a_run_leaves_what_it_says(undisturbed):
+    assert [path.name for path in (undisturbed / "pictures").iterdir()] == ["step_0000012.png"]
+    assert sorted(int(path.name) for path in complete_checkpoints(undisturbed)) == [9, 12]
+    losses = metrics(undisturbed)
+    assert sorted(losses) == list(range(1, 13))
+    assert losses[12] < losses[1]
+    assert list((undisturbed / "tensorboard").iterdir())
+    segmenter = Segmenter.from_checkpoint(undisturbed / "checkpoints" / "12")
+    assert segmenter.classes.names[0] == "background"
+    assert segmenter(np.zeros((50, 70, 3), np.uint8)).labels.shape == (50, 70)
+
+
+def test_devices_processes_and_shards_agree(undisturbed, tmp_path):
+    """One device, eight, eight with sharded parameters, and two processes.
+
+    The first two steps: rounding differs between layouts, and sooner or later it moves a sample across the border
+    between two pixels, where the gradient jumps.
+    """
+    fields = {"train__steps": 12}
+    train(tmp_path / "eight", devices=8, **fields)
+    train(tmp_path / "sharded", devices=8, train__shard_parameters=True, **fields)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    processes = []
+    for number in range(2):
+        variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
+        processes.append(
+            subprocess.Popen(command(tmp_path / "two", **fields), cwd=ROOT, env=environment(1, **variables))
+        )
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    expected = metrics(undisturbed)
+    for run in ("eight", "sharded", "two"):
+        losses = metrics(tmp_path / run)
+        for step in (1, 2):
+            np.testing.assert_allclose(losses[step], expected[step], rtol=1e-5, err_msg=run)
+
+
+def test_killed_runs_go_on_bit_for_bit(undisturbed, seconds, tmp_path, request):
+    """SIGKILL at random moments; --kills sets how often. A run that ends before is compared, and another begun."""
+    rng = random.Random(0)
+    arguments = command(tmp_path, train__steps=12, train__checkpoint_every=3)
+    kills = 0
+    while kills < request.config.getoption("--kills"):
+        process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+        try:
+            assert process.wait(timeout=rng.uniform(0.3, 1.0) * seconds) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            for path in complete_checkpoints(tmp_path):
+                load_checkpoint(path)
+        else:
+            assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
+            shutil.rmtree(tmp_path)
+    train(tmp_path, train__steps=12, train__checkpoint_every=3)
+    assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
+
+
+def test_averaged_parameters_are_resumed(tmp_path):
+    fields = {"train__steps": 4, "train__checkpoint_every": 2, "train__ema_decay": 0.5}
+    train(tmp_path / "run", **fields)
+    shutil.move(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
+    train(tmp_path / "run", **fields)
+    assert_same_variables(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
+
+
+def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
+    arguments = command(tmp_path, train__steps=12, train__checkpoint_every=100)
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 2"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=300) == 75
+    assert "The same command goes on from there" in rest
+    again = train(tmp_path, train__steps=12, train__checkpoint_every=100)
+    assert "Going on after step" in again.stdout
+    assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
+
+
+def test_changed_configuration(undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    process = train(workdir, train__steps=12, optimizer__weight_decay=0.1, train__log_every=2)
+    assert "Changed since step 12: config.optimizer.weight_decay was 0.05, is 0.1" in process.stdout
+    assert "log_every" not in process.stdout
+    process = train(workdir, status=2, model__decoder__num_queries=9)
+    assert "config.model.decoder.num_queries was 8, is 9" in process.stderr
+
+
+def test_divergence_stops_and_keeps_what_was_good(tmp_path):
+    process = train(tmp_path, status=1, train__steps=8, train__checkpoint_every=1, optimizer__learning_rate=1e12)
+    assert "not finite" in process.stderr and "shapes/training/" in process.stderr
+    kept = complete_checkpoints(tmp_path)
+    assert kept
+    for path in kept:
+        for leaf in jax.tree.leaves(load_checkpoint(path).variables):
+            assert np.isfinite(leaf).all()
+
+
+def test_corrupt_checkpoint(undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    for file in (workdir / "checkpoints" / "12" / "training").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:100])
+    process = train(workdir, status=1, train__steps=12)
+    assert "checkpoints/12: cannot be read" in process.stderr
+    assert "remove it to go on from step 9" in process.stderr
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    train(workdir, train__steps=12, train__checkpoint_every=3)
+    assert_same_variables(workdir / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
+
+
+def test_full_disk(tmp_path):
+    """A limit on the size of files stands for it."""
+    limited = ["bash", "-c", 'ulimit -f 150 && exec "$@"', "bash"]  # 150 KiB
+    process = subprocess.run(
+        [*limited, *command(tmp_path, train__steps=12, train__checkpoint_every=1)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1, process.stderr
+    assert "cannot write a checkpoint" in process.stderr and "Is the disk full?" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train__batch_size": 6}, "config.train.batch_size = 6 must be a multiple of 4 devices"),
+        ({"train__init": "absent"}, "absent: no such checkpoint"),
+        ({"model__num_classes": 7}, "config.model.num_classes is 7, but the data have 6 classes"),
+        ({"data__max_targets": 1}, "more than config.data.max_targets = 1"),
+        ({"data__source": "folder", "data__root": "absent"}, "absent"),
+    ],
+)
+def test_mistakes(tmp_path, overrides, message):
+    process = train(tmp_path, devices=4, status=2, **overrides)
+    assert message in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1

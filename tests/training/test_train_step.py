@@ -1,0 +1,178 @@
+"""The jitted step: accumulation, averaging, precision, memory saving, no transfers."""
+
+import math
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fasseg_jax.losses.targets import Targets
+from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.distributed import make_mesh, put_batch
+from fasseg_jax.training.optimizer import make_optimizer
+from fasseg_jax.training.train_step import TrainState, make_train_step
+from tests.helpers.training_runs import ROOT, environment
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.loss.num_points = 32
+    tiny_config.train.steps = 10
+    return tiny_config
+
+
+def batch(size=4):
+    """Images and targets on the device; a class is a block of the picture."""
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.integers(0, 3, (size, 2, 2)), np.ones((32, 32))).astype(np.uint8)
+    classes = np.full((size, 4), -1, np.int32)
+    for row, image in zip(classes, labels, strict=True):
+        present = np.unique(image)
+        row[: len(present)] = present
+    images = (60 * labels[..., None] + rng.integers(0, 60, (size, 64, 64, 3))).astype(np.uint8)
+    return put_batch((images, Targets(labels, classes)), make_mesh())
+
+
+def start(config, optimizer=None):
+    """Model, step function and state before the first step."""
+    model = build_model(config.model)
+    variables = jax.jit(lambda: initial_variables(model, 0))()
+    optimizer = optimizer or make_optimizer(config, variables["params"])
+    state = TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
+    return make_train_step(config, model, optimizer, make_mesh(), state), state
+
+
+def keep_gradients():
+    """In place of an optimiser: parameters stay, the state holds the gradients."""
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+    return optax.GradientTransformation(zeros, lambda gradients, state, params: (zeros(gradients), gradients))
+
+
+def copy(tree):
+    return jax.tree.map(jnp.array, tree)
+
+
+def relative_difference(one, other):
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, one, other))
+    return float(difference / optax.tree.norm(other))
+
+
+def test_losses_fall_without_transfers(config):
+    """On one batch; once compiled, a step moves nothing between host and device."""
+    config.optimizer.learning_rate = 1e-3
+    step, state = start(config)
+    images, targets = batch()
+    state, first = step(state, images, targets)
+    with jax.transfer_guard("disallow"):
+        for _ in range(8):
+            state, last = step(state, images, targets)
+        jax.block_until_ready(last)
+    assert last.loss < 0.9 * first.loss
+    assert int(state.step) == 9
+
+
+def test_the_state_is_donated(config):
+    step, state = start(config)
+    images, targets = batch()
+    step(state, images, targets)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_moving_average(config):
+    config.train.ema_decay = 0.75
+    step, state = start(config)
+    images, targets = batch()
+    expected = jax.device_get(state.params)
+    for _ in range(2):
+        state, _ = step(state, images, targets)
+        expected = jax.tree.map(lambda mean, new: 0.75 * mean + 0.25 * new, expected, jax.device_get(state.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_params, expected)
+    assert state.variables()["params"] is state.ema_params
+
+
+def test_accumulation_is_the_mean_over_parts(config):
+    """With the parts' own random numbers, which are recomputed here."""
+    config.train.accumulation = 2
+    step, state = start(config, keep_gradients())
+    images, targets = batch()
+    accumulated, metrics = step(copy(state), images, targets)
+
+    config.train.accumulation = 1
+    part_gradients, losses = [], []
+    key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+    for part, part_key in enumerate(jax.random.split(key, 2)):
+        gradients, loss = gradients_with_key(
+            config, state, *jax.tree.map(lambda x, i=part: x[i::2], (images, targets)), part_key
+        )
+        part_gradients.append(gradients)
+        losses.append(loss)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *part_gradients)
+    assert relative_difference(accumulated.opt_state, mean) < 1e-4
+    np.testing.assert_allclose(metrics.loss, np.mean(losses), rtol=1e-5)
+
+
+def gradients_with_key(config, state, images, targets, key):
+    """Gradients and loss of some images, written out."""
+    from fasseg_jax.data.preprocessing import normalise
+    from fasseg_jax.losses.criterion import segmentation_loss
+
+    model = build_model(config.model)
+    _, points_key = jax.random.split(key)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        predictions = model.apply(variables, normalise(images), train=True, all_predictions="factored")
+        return segmentation_loss(predictions, targets, points_key, config.loss).total
+
+    value, gradients = loss(state.params)
+    return gradients, value
+
+
+@pytest.mark.parametrize(("field", "value", "tolerance"), [("remat", True, 1e-5), ("dtype", "bfloat16", 0.15)])
+def test_variants_have_the_same_gradients(config, field, value, tolerance):
+    """Recomputing activations changes nothing but memory; bfloat16 keeps the direction."""
+    images, targets = batch()
+    gradients = []
+    for variant in (config.model[field], value):
+        config.model[field] = variant
+        step, state = start(config, keep_gradients())
+        state, _ = step(state, images, targets)
+        gradients.append(state.opt_state)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients[1]))
+    assert relative_difference(gradients[1], gradients[0]) < tolerance
+
+
+PRINT_STEP = """
+import sys
+import jax
+sys.path.insert(0, "tests")
+import test_train_step as tests
+from tests.helpers.tiny_model import tiny_config
+
+config = tiny_config()
+config.loss.num_points = 32
+step, state = tests.start(config)
+print(sum(x.size for x in jax.tree.leaves(state.params)))
+print(step.lower(state, *tests.batch(8)).compile().as_text())
+"""
+
+
+def test_devices_exchange_gradients_and_nothing_else():
+    """On eight devices; images, features and masks stay where they are."""
+    result = subprocess.run(
+        [sys.executable, "-c", PRINT_STEP], cwd=ROOT, env=environment(8), capture_output=True, text=True, check=True
+    )
+    parameters, program = result.stdout.split("\n", 1)
+    collectives = r"= (\(.*?\)|\S+) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    found = re.findall(collectives, program)
+    assert {kind for _, kind in found} == {"all-reduce"}
+    sizes = [re.findall(r"\w+\[([\d,]*)\]", shapes) for shapes, _ in found]
+    numbers = sum(math.prod(map(int, filter(None, size.split(",")))) for shapes in sizes for size in shapes)
+    assert int(parameters) <= numbers < 1.05 * int(parameters)  # some gradients come in two parts

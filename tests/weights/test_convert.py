@@ -1,0 +1,131 @@
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from flax import traverse_util
+
+from convert import convert
+from fasseg_jax.weights.checkpoint import load_checkpoint
+from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict
+from fasseg_jax.weights.torch_files import read_state_dict
+from tests.helpers import ROOT
+from tests.helpers.weight_cases import official_state_dict, tiny_config, tiny_state_dict
+
+
+def assert_same(actual, expected):
+    actual, expected = (traverse_util.flatten_dict(tree, sep="/") for tree in (actual, expected))
+    assert actual.keys() == expected.keys()
+    for path, value in actual.items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+def save_torch(state_dict, file):
+    torch.save({"model": {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in state_dict.items()}}, file)
+
+
+def test_model(tmp_path):
+    config = tiny_config()
+    state_dict = tiny_state_dict(config)
+    save_torch(state_dict, tmp_path / "weights.pth")
+    summary = convert(config, str(tmp_path / "weights.pth"), str(tmp_path / "out"), False, False)
+    checkpoint = load_checkpoint(tmp_path / "out")
+    assert checkpoint.contents == "model" and checkpoint.config == config
+    assert checkpoint.classes.names[0] == "road"
+    assert_same(checkpoint.variables, convert_state_dict(state_dict, config.model))
+    assert "19 (cityscapes)" in summary and f"predict.py --checkpoint {tmp_path / 'out'}" in summary
+
+
+def test_backbone_alone(tmp_path):
+    config = tiny_config()
+    backbone = {name[9:]: v for name, v in tiny_state_dict(config).items() if name.startswith("backbone.")}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"model": backbone, "matching_heuristics": True}))
+    summary = convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "out"), False, False)
+    checkpoint = load_checkpoint(tmp_path / "out")
+    assert checkpoint.contents == "backbone" and "predict.py" not in summary
+    assert_same(checkpoint.variables, convert_backbone(backbone, config.model))
+    with pytest.raises(ValueError, match="R-50.pkl: holds a backbone alone, .* --new_class_head"):
+        convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "other"), False, True)
+
+
+def test_new_class_head_for_classes_of_ones_own(tmp_path):
+    config = tiny_config()
+    save_torch(tiny_state_dict(config), tmp_path / "weights.pth")
+    (tmp_path / "mine.csv").write_text("id,r,g,b,name\n0,1,2,3,cat\n1,4,5,6,dog\n")
+    config.model.num_classes = 2
+    arguments = (str(tmp_path / "weights.pth"), str(tmp_path / "out"), False, True)
+    with pytest.raises(ValueError, match="num_classes is 2, but the class table 'cityscapes' has 19 classes"):
+        convert(config, *arguments)
+    config.data.dataset = str(tmp_path / "mine.csv")
+    convert(config, *arguments)
+    checkpoint = load_checkpoint(tmp_path / "out")
+    assert checkpoint.classes.names == ("cat", "dog")
+    assert checkpoint.variables["params"]["decoder"]["class_embed"]["kernel"].shape == (32, 3)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_checkpoint_becomes_a_file_of_the_official_program_again(tmp_path, suffix):
+    config = tiny_config("swin")
+    state_dict = tiny_state_dict(config)
+    save_torch(state_dict, tmp_path / "weights.pth")
+    convert(config, str(tmp_path / "weights.pth"), str(tmp_path / "out"), False, False)
+    file = tmp_path / "files" / f"again{suffix}"
+    summary = convert(None, str(tmp_path / "out"), str(file), False, False)
+    assert f"written     {file}" in summary
+    back = read_state_dict(file)
+    assert back.keys() == state_dict.keys()
+    for name, value in back.items():
+        np.testing.assert_array_equal(value, state_dict[name], err_msg=name)
+    assert [other.name for other in file.parent.iterdir()] == [file.name]
+
+    with pytest.raises(FileExistsError, match=f"again{suffix}: exists; name another file or pass --overwrite"):
+        convert(None, str(tmp_path / "out"), str(file), False, False)
+    convert(None, str(tmp_path / "out"), str(file), True, False)
+    with pytest.raises(ValueError, match="written as .safetensors or .pth"):
+        convert(None, str(tmp_path / "out"), str(tmp_path / "again"), False, False)
+
+
+def test_what_does_not_go_together(tmp_path):
+    config = tiny_config()
+    save_torch(tiny_state_dict(config), tmp_path / "weights.pth")
+    file, out = str(tmp_path / "weights.pth"), str(tmp_path / "out")
+    with pytest.raises(ValueError, match="weights.pth: --config is needed"):
+        convert(None, file, out, False, False)
+    with pytest.raises(ValueError, match="--hugging_face writes a checkpoint for transformers; make one of this first"):
+        convert(config, file, out, False, False, hugging_face=True)
+    convert(config, file, out, False, False)
+    with pytest.raises(ValueError, match="leave --config and --new_class_head out"):
+        convert(config, out, str(tmp_path / "back.pth"), False, False)
+    with pytest.raises(ValueError, match="Mask2Former alone, not FASeg"):
+        convert(None, out, str(tmp_path / "theirs"), False, False, hugging_face=True)
+    with pytest.raises(ValueError, match="not a checkpoint directory"):
+        convert(None, str(tmp_path), str(tmp_path / "back.pth"), False, False)
+
+
+def test_command_line(tmp_path):
+    """A whole model by the command that the README gives, and the errors of the next attempts, without tracebacks."""
+    state_dict = official_state_dict("faseg_r50_ade20k")
+    save_torch(state_dict, tmp_path / "weights.pth")
+
+    def run(*more):
+        command = [sys.executable, "convert.py", "--config", "configs/ade20k.py:r50"]
+        command += ["--weights", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "out"), *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    first = run("--config.inference.short_side=300")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == "" and "50.5M parameters" in first.stdout and "150 (ade20k)" in first.stdout
+    checkpoint = load_checkpoint(tmp_path / "out")
+    assert checkpoint.config.inference.short_side == 300
+    assert_same(checkpoint.variables, convert_state_dict(state_dict, checkpoint.config.model))
+
+    for more, message in (
+        ((), "out: the directory is not empty"),
+        (("--config.model.num_classes=3",), "class table 'ade20k' has 150 classes"),
+    ):
+        again = run(*more)
+        assert again.returncode == 1 and again.stdout == ""
+        assert again.stderr.startswith("convert.py: ") and message in again.stderr
+        assert "Traceback" not in again.stderr
