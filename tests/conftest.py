@@ -1,14 +1,20 @@
-"""What all tests share: the compilation cache, and a configuration that is tiny but has every part."""
+"""What all tests share: checked shapes, the compilation cache, and a configuration that is tiny but has every part."""
 
 import os
 from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import load_config
 from tests.helpers import ROOT
+
+# Every call in these chapters is checked against its annotations, shapes included. It must come before their import.
+CHECKED_CHAPTERS: list[str] = []
+install_import_hook([f"fasseg_jax.{chapter}" for chapter in CHECKED_CHAPTERS], "beartype.beartype")
+
+from fasseg_jax.config import load_config  # noqa: E402
 
 # Compiled programs are kept between runs: a second run of the tests takes half the time.
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache/jax")))
