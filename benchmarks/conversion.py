@@ -49,7 +49,7 @@ def measure(*arguments: str) -> tuple[float, int]:
 
 def main(configs: list[str]) -> None:
     """Prints one line for each configuration."""
-    import_seconds, import_bytes = measure("-c", "import convert, torch")
+    import_seconds, import_bytes = measure("-c", "import fasseg_jax.weights.convert, torch")
     print(f"imports alone: {import_seconds:.1f} s, {import_bytes / 1e6:.0f} MB")
     for config in configs:
         with tempfile.TemporaryDirectory() as folder:

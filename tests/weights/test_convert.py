@@ -7,8 +7,8 @@ import pytest
 import torch
 from flax import traverse_util
 
-from convert import convert
 from fasseg_jax.weights.checkpoint import load_checkpoint
+from fasseg_jax.weights.convert import convert
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict
 from fasseg_jax.weights.torch_files import read_state_dict
 from tests.helpers import ROOT

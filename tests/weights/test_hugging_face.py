@@ -9,11 +9,11 @@ import transformers
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from convert import convert
 from fasseg_jax.config import load_config
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.weights.checkpoint import load_checkpoint, save_checkpoint
+from fasseg_jax.weights.convert import convert
 from fasseg_jax.weights.hugging_face import read_hugging_face, write_hugging_face
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
