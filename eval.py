@@ -38,10 +38,10 @@ from fasseg_jax.evaluation.submission import result_name, submission_ids, write_
 from fasseg_jax.evaluation.tables import print_table
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.views import inference_settings
-from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import CompileTimer, enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_devices, join_hosts
-from fasseg_jax.runtime.distributed import exchange
+from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.weights.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 
@@ -93,17 +93,17 @@ def main(argv: list[str]) -> int:
         join_hosts()
         evaluation = prepare(choose_devices(DEVICE.value))
     except (ValueError, OSError, RuntimeError) as error:
-        return complain(error, status=2)
+        return print_error(error, status=2)
     try:
         return evaluate(evaluation)
     except DataError as error:
-        return complain(f"{error}. --skip_unreadable leaves such images out", status=2)
+        return print_error(f"{error}. --skip_unreadable leaves such images out", status=2)
     except OSError as error:
-        return complain(f"cannot write the results: {error}", status=1)
+        return print_error(f"cannot write the results: {error}", status=1)
     except FloatingPointError as error:
-        return complain(error, status=1)
+        return print_error(error, status=1)
     except ValueError as error:
-        return complain(error, status=2)
+        return print_error(error, status=2)
 
 
 def check_usage(argv: list[str]) -> None:
@@ -153,7 +153,7 @@ def evaluate(evaluation: Evaluation) -> int:
 
     def skip(error: DataError) -> None:
         skipped.append(str(error))
-        display.complain(f"skipped {error}")
+        display.print_error(f"skipped {error}")
 
     # Images
     images = evaluate_images(
@@ -181,7 +181,7 @@ def evaluate(evaluation: Evaluation) -> int:
         say(f"{shapes} shapes of the network's input, {seconds:.1f} s to compile or load the programs for them.")
 
     # All hosts together
-    told = exchange([stopped, skipped, [result.to_json() for result in results]])
+    told = all_gather_objects([stopped, skipped, [result.to_json() for result in results]])
     results = [*progress.done.values(), *(ImageResult.from_json(fields) for *_, host in told for fields in host)]
     skipped = list(dict.fromkeys(message for _, host, _ in told for message in host))
     if any(stopped for stopped, *_ in told):
@@ -191,8 +191,8 @@ def evaluate(evaluation: Evaluation) -> int:
         raise DataError(f"none of {len(source)} images could be read")
     if jax.process_index() == 0:
         write_results(evaluation, results, skipped)
-    exchange("written")  # until then the other hosts wait
-    return complain(f"{len(skipped)} images were skipped", status=1) if skipped else 0
+    all_gather_objects("written")  # until then the other hosts wait
+    return print_error(f"{len(skipped)} images were skipped", status=1) if skipped else 0
 
 
 def write_results(evaluation: Evaluation, results: list[ImageResult], skipped: list[str]) -> None:
@@ -250,7 +250,7 @@ def open_data(config: ConfigDict, classes: ClassTable) -> Source:
         return open_source(config, SPLIT)
     source = find_source(config.data, SPLIT)
     for problem in source.problems if jax.process_index() == 0 else ():
-        complain(f"skipped {problem}", status=0)
+        print_error(f"skipped {problem}", status=0)
     return source
 
 

@@ -41,7 +41,7 @@ from fasseg_jax.inference.explanation_page import draw_explanation
 from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoError, is_video, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import CompileTimer, enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_device
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
@@ -93,17 +93,17 @@ def main(argv: list[str]) -> int:
         if EXPLAIN.value and segmenter.config.inference.mode != "single":
             raise UsageError("--explain shows a prediction from a single view of the photo, not from several")
     except (UsageError, ValueError, OSError, RuntimeError) as error:
-        return complain(error, status=2)
+        return print_error(error, status=2)
     print(f"Computing on {device.device_kind} ({device.platform}).")
     print(f"For the first picture of each size the network is compiled; programs are kept in {cache}.")
     try:
         return segment_photos(segmenter, photos, output) if photos else segment_film(segmenter, output)
     except VideoError as error:
-        return complain(error, status=1)
+        return print_error(error, status=1)
     except OSError as error:
-        return complain(f"cannot write the results: {error}", status=1)
+        return print_error(f"cannot write the results: {error}", status=1)
     except FloatingPointError as error:
-        return complain(error, status=1)
+        return print_error(error, status=1)
 
 
 def check_usage(argv: list[str]) -> None:
@@ -207,7 +207,7 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], output: Path)
         print(f"Results in {output}.")
     if unreadable:
         names = ", ".join(map(str, unreadable))
-        return complain(f"{len(unreadable)} of {len(photos)} photos could not be read: {names}", status=1)
+        return print_error(f"{len(unreadable)} of {len(photos)} photos could not be read: {names}", status=1)
     return 0
 
 
@@ -226,7 +226,7 @@ def segment_film(segmenter: Segmenter, output: Path) -> int:
     if summary.damaged:
         print(f"{summary.damaged} frames were damaged: the decoder has filled in parts of them.")
     if summary.lost:
-        return complain(f"{INPUT.value}: {summary.lost} frames could not be decoded and are left out", status=1)
+        return print_error(f"{INPUT.value}: {summary.lost} frames could not be decoded and are left out", status=1)
     return INTERRUPTED if summary.stopped and not from_camera else 0
 
 

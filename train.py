@@ -23,10 +23,10 @@ from fasseg_jax.data import TrainingBatches, data_classes, open_source, read_ahe
 from fasseg_jax.data.check import check_data, print_reports
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache, release_compiler_memory
 from fasseg_jax.runtime.devices import join_hosts
-from fasseg_jax.runtime.distributed import abstract, make_mesh, put_batch, state_shardings
+from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.training.checkpoints import CheckpointError, RunCheckpoints
 from fasseg_jax.training.evaluator import Evaluator
@@ -69,7 +69,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     if first_step:
         for line in changed_fields(checkpoints.saved_config(first_step), config):
             log.say(f"Changed since step {first_step}: {line}")
-        state = checkpoints.restore(first_step, abstract(state_shapes, shardings))
+        state = checkpoints.restore(first_step, shape_dtype_structs(state_shapes, shardings))
         log.say(f"Going on after step {first_step} of {config.train.steps}.")
     else:
         variables, origin = start_variables(jax.device_get(jax.jit(initialise)()), config, training.classes)
@@ -87,7 +87,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     with contextlib.closing(log), contextlib.closing(checkpoints):  # what is being written is finished, come what may
         for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
             profile(step - first_step, workdir)
-            images, targets = put_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
+            images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
             if step == first_step + 1:  # compiled by name, so that nothing of its making need be kept
                 train_step = train_step.lower(state, images, targets).compile()
                 release_compiler_memory(traces=True)
@@ -158,9 +158,9 @@ def main(argv: list[str]) -> int:
         enable_compilation_cache()
         return train(CONFIG.value, Path(WORKDIR.value))
     except (NotFiniteError, CheckpointError) as error:
-        return complain(error, status=1)
+        return print_error(error, status=1)
     except (ValueError, OSError) as error:
-        return complain(error, status=2)
+        return print_error(error, status=2)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.distributed import DATA, abstract, batch_sharding, state_shardings
+from fasseg_jax.runtime.distributed import DATA, batch_sharding, shape_dtype_structs, state_shardings
 from fasseg_jax.training.optimizer import make_optimizer
 from fasseg_jax.training.train_step import TrainState, make_train_step
 
@@ -24,7 +24,7 @@ def lower_train_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.s
     variables = jax.eval_shape(lambda: initial_variables(model, 0))
     optimizer = make_optimizer(config, variables["params"])
     state = jax.eval_shape(lambda v: TrainState.create(v, optimizer, ema=config.train.ema_decay > 0), variables)
-    state = abstract(state, state_shardings(state, mesh, config.train.shard_parameters))
+    state = shape_dtype_structs(state, state_shardings(state, mesh, config.train.shard_parameters))
 
     size, (height, width) = config.train.batch_size, config.augmentation.crop
     shard = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))

@@ -61,7 +61,7 @@ def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], fl
     from fasseg_jax.losses.targets import Targets
     from fasseg_jax.models.fasseg import build_model, initial_variables
     from fasseg_jax.runtime.compilation import release_compiler_memory
-    from fasseg_jax.runtime.distributed import make_mesh, put_batch
+    from fasseg_jax.runtime.distributed import make_mesh, shard_batch
     from fasseg_jax.training.optimizer import make_optimizer
     from fasseg_jax.training.train_step import TrainState, make_train_step
 
@@ -72,7 +72,7 @@ def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], fl
     optimizer = make_optimizer(config, variables["params"])
     state = TrainState.create(variables, optimizer, ema=False)
     padding = np.full((len(images), config.data.max_targets - classes.shape[1]), -1, np.int32)
-    batch = put_batch((images, Targets(labels, np.concatenate([classes, padding], axis=1))), mesh)
+    batch = shard_batch((images, Targets(labels, np.concatenate([classes, padding], axis=1))), mesh)
 
     times = [time.perf_counter()]
     lowered = make_train_step(config, model, optimizer, mesh, state).lower(state, *batch)

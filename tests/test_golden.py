@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fasseg_jax import build_model, convert_state_dict, load_config
-from fasseg_jax.data.preprocessing import normalise
+from fasseg_jax.data.preprocessing import normalize
 from tests.golden.subsample import KEPT
 from tests.golden.synthetic_weights import synthetic_state_dict
 from tests.helpers import GOLDEN
@@ -68,7 +68,7 @@ def test_forward(name, request):
     config = load_config(CONFIGS[name]).model
     model = build_model(config)
     variables = convert_state_dict(synthetic_weights(name), config)
-    images = normalise(golden["image"])[None]
+    images = normalize(golden["image"])[None]
     predictions, intermediates = capture(model, variables, images)
 
     for stage, feature in enumerate(intermediates["backbone"]["__call__"][0], start=2):
@@ -109,7 +109,7 @@ def test_bfloat16_stays_close():
     config = load_config(CONFIGS[name]).model
     config.dtype = "bfloat16"
     variables = convert_state_dict(synthetic_weights(name), config)
-    predictions = jax.jit(build_model(config).apply)(variables, normalise(golden["image"])[None])
+    predictions = jax.jit(build_model(config).apply)(variables, normalize(golden["image"])[None])
     assert predictions.class_logits.dtype == predictions.mask_logits.dtype == np.float32
     for ours, key in (
         (predictions.class_logits[0], "decoder/pred_logits"),

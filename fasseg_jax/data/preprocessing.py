@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "SIZE_DIVISOR", "normalise", "pad", "resize_photo", "resized_size"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "SIZE_DIVISOR", "normalize", "pad", "resize_photo", "resized_size"]
 
 # Of ImageNet, RGB, for pixel values 0 to 255.
 PIXEL_MEAN = np.array([123.675, 116.280, 103.530], np.float32)
@@ -36,7 +36,7 @@ def resize_photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def normalise(image):
+def normalize(image):
     """Normalise RGB values 0 to 255, (..., 3), to float32 of about zero mean and unit variance."""
     return (image.astype(np.float32) - PIXEL_MEAN) / PIXEL_STD
 

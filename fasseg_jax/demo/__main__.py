@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from fasseg_jax.demo.server import DemoServer
 from fasseg_jax.inference.segmenter import Segmenter
-from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_device
 
@@ -23,17 +23,17 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     values = flags.FLAGS
     if argv[1:] or not values.checkpoint:
-        return complain("give --checkpoint DIR, the folder of a checkpoint, and no other arguments", status=2)
+        return print_error("give --checkpoint DIR, the folder of a checkpoint, and no other arguments", status=2)
     try:
         choose_device(values.device)
         enable_compilation_cache()
         segmenter = Segmenter.from_checkpoint(values.checkpoint)
     except (ValueError, OSError, RuntimeError) as error:
-        return complain(error, status=2)
+        return print_error(error, status=2)
     try:
         server = DemoServer(segmenter, values.host, values.port)
     except OSError as error:
-        return complain(f"cannot listen on {values.host}, port {values.port}: {error.strerror}", status=2)
+        return print_error(f"cannot listen on {values.host}, port {values.port}: {error.strerror}", status=2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in a shell's background else ignores
     print(f"Open {server.url} in a browser; Ctrl-C ends.", flush=True)
     if not server.local:

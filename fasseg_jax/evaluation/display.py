@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from fasseg_jax.evaluation.evaluate import ImageResult, sum_counts
 from fasseg_jax.evaluation.metrics import Counts, metrics_of
-from fasseg_jax.runtime.command_line import complain
+from fasseg_jax.runtime.command_line import print_error
 
 __all__ = ["EvaluationDisplay"]
 
@@ -48,10 +48,10 @@ class EvaluationDisplay:
                 line += f", {rate:.2f} images/s, {left} left"
             print(line, flush=True)
 
-    def complain(self, message: str) -> None:
+    def print_error(self, message: str) -> None:
         """Print a line on stderr without disturbing the bar."""
         with tqdm.external_write_mode():
-            complain(message, status=0)
+            print_error(message, status=0)
 
     def __enter__(self) -> "EvaluationDisplay":
         return self

@@ -14,7 +14,7 @@ import numpy as np
 from fasseg_jax.data import DataError, Sample, Source
 from fasseg_jax.evaluation.metrics import Counts, count
 from fasseg_jax.inference.segmenter import Segmenter
-from fasseg_jax.runtime.distributed import exchange
+from fasseg_jax.runtime.distributed import all_gather_objects
 
 __all__ = ["ImageResult", "evaluate", "evaluate_images", "share_of_host", "sum_counts"]
 
@@ -77,7 +77,7 @@ def evaluate(segmenter: Segmenter, source: Source, ignore_label: int, stride: in
     num_classes = len(source.classes)
     indices = share_of_host(range(0, len(source), stride))
     results = evaluate_images(segmenter, source, indices, ignore_label, num_threads=num_threads, boundary=False)
-    vectors = exchange(sum_counts(results, num_classes).to_vector().tolist())
+    vectors = all_gather_objects(sum_counts(results, num_classes).to_vector().tolist())
     return Counts.from_vector(np.sum(vectors, axis=0, dtype=np.int64))
 
 

@@ -21,7 +21,7 @@ from fasseg_jax.config import flat_fields
 from fasseg_jax.data import DataError, Source
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
-from fasseg_jax.runtime.distributed import exchange
+from fasseg_jax.runtime.distributed import all_gather_objects
 
 __all__ = ["EvaluationProgress", "OtherEvaluationError", "describe_evaluation"]
 
@@ -95,7 +95,9 @@ class EvaluationProgress:
         differences = _differences(_read_header(header), evaluation)
         results = [] if differences else _read_results(folder)
         current = [result.to_json() for result in results if _is_current(result, source)]
-        told = exchange([differences, current, [result.index for result in results]])  # before any host writes
+        told = all_gather_objects(
+            [differences, current, [result.index for result in results]]
+        )  # before any host writes
         differences = next((differences for differences, *_ in told if differences), None)
         if differences:
             raise OtherEvaluationError(

@@ -16,7 +16,7 @@ import sys
 from absl import app, flags, logging
 
 from fasseg_jax.export.exporter import PLATFORMS, export_model
-from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.weights.checkpoint import load_checkpoint
 
 
@@ -37,7 +37,7 @@ def _main(_: list[str]) -> int:
             checkpoint, sizes, options.output, options.weights == "separate", options.platform, options.overwrite
         )
     except (OSError, ValueError) as error:
-        return complain(error, status=1)
+        return print_error(error, status=1)
     for file in files:
         print(f"written     {file}, {file.stat().st_size / 1e6:.1f} MB")
     print(f"sizes       {', '.join(options.size)} (height x width)")

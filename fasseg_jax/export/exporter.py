@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalise
+from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalize
 from fasseg_jax.export.load_exported import FORMAT
 from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.ops.resize import resize_bilinear, taps
@@ -37,7 +37,7 @@ def labels_function(model: FASeg, size: tuple[int, int]) -> Callable[[dict[str, 
     bottom, right = (-side % SIZE_DIVISOR for side in size)
 
     def labels(weights: dict[str, jax.Array], photo: jax.Array) -> jax.Array:
-        image = jnp.pad(normalise(photo), ((0, bottom), (0, right), (0, 0)))
+        image = jnp.pad(normalize(photo), ((0, bottom), (0, right), (0, 0)))
         predictions = model.apply(unflatten_dict(weights, sep="/"), image[None])
         class_probabilities = jax.nn.softmax(predictions.class_logits[0])[:, :-1]
         return _labels(class_probabilities, predictions.mask_logits[0].transpose(1, 2, 0), size)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.inference.explain import MASK_STRIDE, Explanation, Focus, Query, Selection
 from fasseg_jax.visualization.overlay import blend
-from fasseg_jax.visualization.text import FAINT, INK, PAPER, WARNING, shorten, wrap
+from fasseg_jax.visualization.text import FAINT, INK, PAPER, WARNING_RED, shorten, wrap
 
 __all__ = ["draw_explanation", "heat_colours"]
 
@@ -89,7 +89,7 @@ class _Page:
         draw.text((MARGIN, MARGIN), shorten(title, font, room), INK, font)
         if warning:
             font = ImageFont.load_default(HEADING)
-            draw.text((MARGIN, MARGIN + 1.6 * TITLE), shorten(warning, font, room), WARNING, font)
+            draw.text((MARGIN, MARGIN + 1.6 * TITLE), shorten(warning, font, room), WARNING_RED, font)
         return strip
 
     def overview(

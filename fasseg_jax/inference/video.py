@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.inference.segmenter import Segmenter
-from fasseg_jax.visualization.legend import FilmLegend
+from fasseg_jax.visualization.legend import VideoLegend
 from fasseg_jax.visualization.overlay import blend
 
 __all__ = ["VideoError", "VideoReader", "VideoSummary", "VideoWriter", "is_video", "segment_video"]
@@ -261,7 +261,7 @@ class VideoWriter:
         self._container.mux(self._stream.encode(encoded))
 
     def _open(self, width: int, height: int) -> None:
-        self._legend = FilmLegend(self._classes, width, self._warning)
+        self._legend = VideoLegend(self._classes, width, self._warning)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(self._path), "w", options={"movflags": "faststart"})
         self._stream = stream = self._container.add_stream("libx264", rate=self._rate, options=QUALITY)

@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import base_config
-from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalise, resize_photo, resized_size
+from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalize, resize_photo, resized_size
 
 __all__ = ["MODES", "PhotoViews", "Placement", "Side", "inference_settings"]
 
@@ -112,7 +112,7 @@ class PhotoViews:
         if columns.flipped:
             picture = picture[:, ::-1]
         (height, width), (padded_height, padded_width) = placement.size, placement.padded
-        return np.pad(normalise(picture), ((0, padded_height - height), (0, padded_width - width), (0, 0)))
+        return np.pad(normalize(picture), ((0, padded_height - height), (0, padded_width - width), (0, 0)))
 
     @functools.cached_property
     def _base(self) -> np.ndarray:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from absl import flags
 
-__all__ = ["complain", "parse_flags"]
+__all__ = ["print_error", "parse_flags"]
 
 
-def complain(error: object, status: int) -> int:
+def print_error(error: object, status: int) -> int:
     """Print one line on stderr and return `status`."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
     return status
@@ -19,4 +19,4 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, OSError, ValueError) as error:
-        sys.exit(complain(f"{error}; see --help", status=2))
+        sys.exit(print_error(f"{error}; see --help", status=2))

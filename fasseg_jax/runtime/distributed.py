@@ -11,14 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 __all__ = [
     "DATA",
-    "abstract",
+    "all_gather_objects",
     "batch_sharding",
-    "exchange",
-    "gather",
+    "fetch_replicated",
     "make_mesh",
     "on_each_device",
-    "put_batch",
     "replicated",
+    "shape_dtype_structs",
+    "shard_batch",
     "state_shardings",
 ]
 
@@ -75,26 +75,26 @@ def on_each_device(function: Callable) -> Callable:
     return jax.shard_map(function, mesh=mesh, in_specs=images, out_specs=images, check_vma=False)
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """This host's part of a batch, numpy arrays -> global arrays sharded over all devices."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def abstract(shapes: Any, shardings: Any) -> Any:
+def shape_dtype_structs(shapes: Any, shardings: Any) -> Any:
     """Shapes and where they lie, in one: `ShapeDtypeStruct`s with shardings."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
     )
 
 
-def gather(tree: Any, mesh: Mesh) -> Any:
+def fetch_replicated(tree: Any, mesh: Mesh) -> Any:
     """Whole arrays on this host's first device, however they were sharded; all hosts must call it."""
     whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
-def exchange(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """What each host gives, in the order of the hosts; all hosts must call it, and so wait for each other.
 
     Args:

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from fasseg_jax.data.preprocessing import SIZE_DIVISOR
-from fasseg_jax.runtime.command_line import complain, parse_flags
+from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.summary.summary import print_summary, summarise
 
 __all__ = ["parse_size"]
@@ -40,7 +40,7 @@ def _main(argv: list[str]) -> int:
         size = parse_size(options.size)
         summary = summarise(options.config, size, options.batch)
     except (OSError, ValueError) as error:
-        return complain(error, status=2)
+        return print_error(error, status=2)
     name = next((text.partition("=")[2] or "" for text in sys.argv if text.startswith("--config=")), "")
     print_summary(
         summary, f"{name} {size[0]} x {size[1]}, {options.config.model.dtype}".strip(), options.batch, console

@@ -12,7 +12,7 @@ from fasseg_jax.data import Source
 from fasseg_jax.evaluation.evaluate import evaluate
 from fasseg_jax.evaluation.metrics import metrics_of
 from fasseg_jax.inference.segmenter import Segmenter
-from fasseg_jax.runtime.distributed import gather
+from fasseg_jax.runtime.distributed import fetch_replicated
 from fasseg_jax.training.metric_log import MetricLog
 from fasseg_jax.training.train_step import TrainState
 from fasseg_jax.visualization.overlay import draw_comparison
@@ -34,7 +34,7 @@ class Evaluator:
 
     def __call__(self, state: TrainState, step: int) -> float | None:
         """The mean IoU; None if the split holds nothing but ignored pixels."""
-        variables = gather(state.variables(), self._mesh)
+        variables = fetch_replicated(state.variables(), self._mesh)
         segmenter = Segmenter(self._config, variables, self._source.classes, devices=jax.local_devices())
         data, stride = self._config.data, self._config.train.evaluation_stride
         metrics = metrics_of(evaluate(segmenter, self._source, data.ignore_label, stride, data.num_threads))

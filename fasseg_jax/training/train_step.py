@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fasseg_jax.data.preprocessing import normalise
+from fasseg_jax.data.preprocessing import normalize
 from fasseg_jax.losses.criterion import sharded_segmentation_loss
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import FASeg
@@ -93,7 +93,7 @@ def make_train_step(
         drop_path_key, points_key = jax.random.split(key)
         predictions, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            normalise(images),
+            normalize(images),
             train=True,
             all_predictions="factored",
             rngs={"dropout": drop_path_key},

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.visualization.text import FAINT, INK, PAPER, WARNING, shorten, wrap
+from fasseg_jax.visualization.text import FAINT, INK, PAPER, WARNING_RED, shorten, wrap
 
-__all__ = ["FilmLegend", "class_shares"]
+__all__ = ["VideoLegend", "class_shares"]
 FILM_ROWS, FILM_MIN_SHARE = 2, 0.005  # of a film's legend; classes below this share of a frame do not enter it
 PALE = (190, 193, 199)  # letters of classes that a frame lacks
 
@@ -55,7 +55,7 @@ def _draw_legend(
     draw = ImageDraw.Draw(legend)
     for number, line in enumerate(lines):
         middle = layout.margin + number * layout.row + layout.row / 2
-        draw.text((layout.margin, middle), line, WARNING, font, anchor="lm")
+        draw.text((layout.margin, middle), line, WARNING_RED, font, anchor="lm")
     for number, (colour, name, note) in enumerate(entries):
         column, row = divmod(number, num_rows)
         x = layout.margin + column * (fixed + name_width + spacing)
@@ -68,7 +68,7 @@ def _draw_legend(
     return legend
 
 
-class FilmLegend:
+class VideoLegend:
     """A strip of class names below the frames of a film.
 
     It has the same size throughout, and a class keeps its place in it until another needs that.
@@ -111,7 +111,7 @@ class FilmLegend:
             draw.text((x + 1.4 * swatch, middle), name, INK if present else PALE, self._font, anchor="lm")
         if self._warning:
             text = shorten(self._warning, self._font, self._width - swatch)
-            draw.text((swatch / 2, (FILM_ROWS + 0.75) * self._row), text, WARNING, self._font, anchor="lm")
+            draw.text((swatch / 2, (FILM_ROWS + 0.75) * self._row), text, WARNING_RED, self._font, anchor="lm")
         return np.asarray(strip)
 
 

@@ -3,7 +3,7 @@
 from PIL import ImageFont
 
 __all__ = ["shorten", "wrap"]
-PAPER, INK, FAINT, WARNING = (255, 255, 255), (28, 30, 34), (120, 124, 132), (190, 20, 30)
+PAPER, INK, FAINT, WARNING_RED = (255, 255, 255), (28, 30, 34), (120, 124, 132), (190, 20, 30)
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

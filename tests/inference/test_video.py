@@ -17,7 +17,7 @@ from fasseg_jax.inference.explain import explain
 from fasseg_jax.inference.explanation_page import draw_explanation
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.video import VideoError, VideoReader, is_video, segment_video
-from fasseg_jax.visualization.legend import FilmLegend
+from fasseg_jax.visualization.legend import VideoLegend
 from fasseg_jax.visualization.overlay import blend
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers.tiny_model import photo, tiny_model
@@ -77,7 +77,7 @@ class Thresholds:
 
 def film_errors(source, written, label):
     """For each frame of a film with overlay: mean error of its colours, their 99th percentile, the legend's mean."""
-    legend = FilmLegend(CLASSES, 128)
+    legend = VideoLegend(CLASSES, 128)
     given, written = read(source)[0], read(written)[0]
     for before, after in zip(given, written, strict=True):
         assert after.time == before.time
@@ -140,7 +140,7 @@ def test_odd_sizes_lose_a_row_and_a_column(tmp_path):
     np.testing.assert_array_equal(given[1].image, images[1])  # a lossless film
     assert reader.rate == 10
     written, _ = read(segment_video(Thresholds(), str(tmp_path / "odd.mkv"), tmp_path).path)
-    assert written[0].image.shape == (64 + FilmLegend(CLASSES, 82).height, 82, 3)
+    assert written[0].image.shape == (64 + VideoLegend(CLASSES, 82).height, 82, 3)
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
@@ -227,7 +227,7 @@ def test_a_network_gone_wrong_names_the_frame(tmp_path):
 
 
 def test_colours_and_places_in_the_legend_stay():
-    legend = FilmLegend(CLASSES, 400)  # two columns of two rows
+    legend = VideoLegend(CLASSES, 400)  # two columns of two rows
     halves = lambda *ids: np.repeat(np.array(ids, np.uint8), 100)[None].repeat(40, 0)
     places = []
     for labels in (halves(3, 5), halves(5, 3), halves(5, 7), halves(1, 2, 5), halves(9)):

@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fasseg_jax import build_model, convert_state_dict, load_config
-from fasseg_jax.data.preprocessing import normalise
+from fasseg_jax.data.preprocessing import normalize
 from fasseg_jax.losses.criterion import segmentation_loss
 from fasseg_jax.losses.points import SamplingPoints
 from fasseg_jax.losses.targets import Targets
@@ -75,7 +75,7 @@ def run(golden):
     max_targets = golden["step0/matched_query"].shape[2]
     labels = golden["segmentations"]
     targets = Targets(jnp.asarray(labels), jnp.asarray(classes_present(labels, max_targets)))
-    images = normalise(golden["images"])
+    images = normalize(golden["images"])
 
     @jax.jit
     def step(params, opt_state, points):

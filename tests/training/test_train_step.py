@@ -13,7 +13,7 @@ import pytest
 
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.distributed import make_mesh, put_batch
+from fasseg_jax.runtime.distributed import make_mesh, shard_batch
 from fasseg_jax.training.optimizer import make_optimizer
 from fasseg_jax.training.train_step import TrainState, make_train_step
 from tests.helpers.training_runs import ROOT, environment
@@ -35,7 +35,7 @@ def batch(size=4):
         present = np.unique(image)
         row[: len(present)] = present
     images = (60 * labels[..., None] + rng.integers(0, 60, (size, 64, 64, 3))).astype(np.uint8)
-    return put_batch((images, Targets(labels, classes)), make_mesh())
+    return shard_batch((images, Targets(labels, classes)), make_mesh())
 
 
 def start(config, optimizer=None):
@@ -118,7 +118,7 @@ def test_accumulation_is_the_mean_over_parts(config):
 
 def gradients_with_key(config, state, images, targets, key):
     """Gradients and loss of some images, written out."""
-    from fasseg_jax.data.preprocessing import normalise
+    from fasseg_jax.data.preprocessing import normalize
     from fasseg_jax.losses.criterion import segmentation_loss
 
     model = build_model(config.model)
@@ -128,7 +128,7 @@ def gradients_with_key(config, state, images, targets, key):
     @jax.value_and_grad
     def loss(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        predictions = model.apply(variables, normalise(images), train=True, all_predictions="factored")
+        predictions = model.apply(variables, normalize(images), train=True, all_predictions="factored")
         return segmentation_loss(predictions, targets, points_key, config.loss).total
 
     value, gradients = loss(state.params)

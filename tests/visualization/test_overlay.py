@@ -4,7 +4,7 @@ import pytest
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.visualization.legend import class_shares
 from fasseg_jax.visualization.overlay import OPACITY, PANEL_GAP, PANEL_WIDTH, draw_comparison, draw_overlay
-from fasseg_jax.visualization.text import WARNING
+from fasseg_jax.visualization.text import WARNING_RED
 
 CLASSES = ClassTable(
     ("wall", "sky", "a class of an uncommonly long name, which hardly any legend will have room for", "unseen"),
@@ -43,7 +43,7 @@ def test_legend_shows_the_classes_found(size):
     legend = picture[size[0] * enlargement :]
     for class_id, colour in enumerate(CLASSES.palette):
         assert shows(legend, colour) == (class_id in labels)
-    assert not shows(legend, WARNING)
+    assert not shows(legend, WARNING_RED)
     # Nothing touches the edges: names that are too long are cut.
     for edge in (legend[:, :10], legend[:, -10:], legend[-5:]):
         assert (edge == 255).all()
@@ -59,7 +59,7 @@ def test_small_photos_are_enlarged():
 def test_warning_is_written():
     _, _, with_warning = picture_of((400, 600), "these classes mean nothing " * 8)
     _, _, without = picture_of((400, 600))
-    assert shows(with_warning, WARNING)
+    assert shows(with_warning, WARNING_RED)
     assert len(with_warning) > len(without)
 
 
