@@ -8,11 +8,12 @@ import pytest
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
+import tests.helpers.annotations  # noqa: F401  (the hook finds it by its name)
 from tests.helpers import ROOT
 
 # Every call in these chapters is checked against its annotations, shapes included. It must come before their import.
 CHECKED_CHAPTERS: list[str] = []
-install_import_hook([f"fasseg_jax.{chapter}" for chapter in CHECKED_CHAPTERS], "beartype.beartype")
+install_import_hook([f"fasseg_jax.{chapter}" for chapter in CHECKED_CHAPTERS], "tests.helpers.annotations.check_calls")
 
 from fasseg_jax.config import load_config  # noqa: E402
 
