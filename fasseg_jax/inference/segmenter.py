@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.inference.batching import batches_of, group_photos
-from fasseg_jax.inference.scores import Canvas, View
+from fasseg_jax.inference.scores import Canvas, ViewPrediction
 from fasseg_jax.inference.views import PhotoViews, inference_settings
 from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.runtime.compilation import release_compiler_memory
@@ -191,7 +191,7 @@ class _Photo:
         """Take the network's output for the next view."""
         self._finite.append(finite)
         for canvas in self._canvases:
-            canvas.add(View(class_probabilities, mask_logits))
+            canvas.add(ViewPrediction(class_probabilities, mask_logits))
 
     @property
     def is_complete(self) -> bool:

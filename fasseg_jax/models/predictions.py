@@ -4,7 +4,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-__all__ = ["FactoredPredictions", "Predictions"]
+__all__ = ["MASK_STRIDE", "FactoredPredictions", "Predictions"]
+
+MASK_STRIDE = 4  # pixels of the network's input per pixel of a mask, along each axis
 
 
 @flax.struct.dataclass

@@ -6,14 +6,15 @@ import pytest
 
 from fasseg_jax.config import base_config
 from fasseg_jax.inference import scores, tiles
-from fasseg_jax.inference.scores import Canvas, View
-from fasseg_jax.inference.views import PhotoViews, Placement, Side, inference_settings
+from fasseg_jax.inference.scores import Canvas, ViewPrediction
+from fasseg_jax.inference.tiles import plan_axis
+from fasseg_jax.inference.views import PhotoViews, Placement, Span, inference_settings
 
 
-def whole(resized, flipped=False, share=1.0):
+def whole(resized, flipped=False, weight=1.0):
     """A view of the whole photo."""
-    rows, columns = Side.whole(resized[0]), Side.whole(resized[1], flipped)
-    return Placement(rows, columns, share, tuple(side + -side % 32 for side in resized))
+    rows, columns = Span.whole(resized[0]), Span.whole(resized[1], flipped)
+    return Placement(rows, columns, weight, tuple(side + -side % 32 for side in resized))
 
 
 def random_view(placement, num_queries=7, num_classes=5, seed=0):
@@ -21,7 +22,7 @@ def random_view(placement, num_queries=7, num_classes=5, seed=0):
     rng = np.random.default_rng(seed)
     logits = 4 * rng.standard_normal((placement.padded[0] // 4, placement.padded[1] // 4, num_queries))
     classes = rng.dirichlet(np.full(num_classes + 1, 0.3), num_queries)[:, :-1]
-    return View(classes.astype(np.float32), logits.astype(np.float32))
+    return ViewPrediction(classes.astype(np.float32), logits.astype(np.float32))
 
 
 def paint(placements, views, size, scores=False):
@@ -43,7 +44,7 @@ def interpolation_matrix(source, target):
 
 
 def reference_scores(placements, views, size):
-    """(H, W, K): masks to the padded size, product, padding cut; the mean of windows, resized; the sum of shares."""
+    """(H, W, K): masks to the padded size, product, padding cut; the mean of windows, resized; the sum of views."""
     resized_photos = {}  # sums and counts of the windows of a resized photo
     for placement, view in zip(placements, views, strict=True):
         masks = np.asarray(view.mask_logits, np.float64)
@@ -55,7 +56,7 @@ def reference_scores(placements, views, size):
         picture = padded[: rows.length, : columns.length]
         if columns.flipped:
             picture = picture[:, ::-1]
-        key = rows.resized, columns.resized, columns.flipped, placement.share
+        key = rows.resized, columns.resized, columns.flipped, placement.weight
         total, count = resized_photos.setdefault(
             key, (np.zeros((rows.resized, columns.resized, picture.shape[2])), np.zeros((*key[:2], 1)))
         )
@@ -63,9 +64,9 @@ def reference_scores(placements, views, size):
         total[window] += picture
         count[window] += 1
     scores = 0
-    for (h, w, _, share), (total, count) in resized_photos.items():
+    for (h, w, _, weight), (total, count) in resized_photos.items():
         resize_y, resize_x = interpolation_matrix(h, size[0]), interpolation_matrix(w, size[1])
-        scores = scores + share * np.einsum("Yy,yxk,Xx->YXk", resize_y, total / count, resize_x, optimize=True)
+        scores = scores + weight * np.einsum("Yy,yxk,Xx->YXk", resize_y, total / count, resize_x, optimize=True)
     return scores
 
 
@@ -128,7 +129,7 @@ def test_tiles_of_columns(monkeypatch):
 def test_several_sizes_and_flips(size):
     placements = placements_of(size, "multi_scale")
     assert len(placements) == 6
-    assert sum(placement.share for placement in placements) == pytest.approx(1)
+    assert sum(placement.weight for placement in placements) == pytest.approx(1)
     check(placements, size)
 
 
@@ -185,7 +186,7 @@ def test_first_of_equal_classes_wins():
     view = random_view(placement)
     same = np.zeros_like(view.class_probabilities)
     same[:, 2:4] = 0.5
-    labels = paint([placement], [View(same, view.mask_logits)], (50, 40))
+    labels = paint([placement], [ViewPrediction(same, view.mask_logits)], (50, 40))
     np.testing.assert_array_equal(labels, np.full((50, 40), 2))
 
 
@@ -197,25 +198,35 @@ def test_rows_at_once_give_the_same():
     """As other devices than CPUs take them."""
     placement = whole((64, 96))
     view = random_view(placement)
-    rows, columns = (scores._axis_tiles(side, side.length, 32, 48)[0] for side in (placement.rows, placement.columns))
+    rows, columns = (
+        plan_axis(span, span.length, span.length, 32, 48)[0] for span in (placement.rows, placement.columns)
+    )
     arguments = None, view.class_probabilities, view.mask_logits, np.float32(1), rows, columns
     np.testing.assert_array_equal(
-        scores._label_tile(*arguments, one_by_one=True), scores._label_tile(*arguments, one_by_one=False)
+        scores._label_tile(*arguments, row_by_row=True), scores._label_tile(*arguments, row_by_row=False)
     )
+
+
+def matrix_of(taps, num_sources):
+    """The (n, num_sources) matrix of an interpolation."""
+    matrix = np.zeros((len(taps.low), num_sources))
+    for index, weight in ((taps.low, taps.low_weight), (taps.high, taps.high_weight)):
+        np.add.at(matrix, (np.arange(len(index)), index), weight)
+    return matrix
 
 
 def test_every_scale_fills_its_tiles():
     """The bound on the sources of a tile holds for any two lengths, also where rounding moves a position."""
     for source in (1, 2, 31, 32, 33, 64, 100, 512):
+        padded = source + -source % 32
+        upsample = interpolation_matrix(padded // 4, padded)[:source]
         for target in range(1, 200):
             flipped = target % 2 == 0
-            for tile, taps in enumerate(scores._axis_tiles(Side.whole(source, flipped), target, 16, 32)):
-                expected = interpolation_matrix(source, target)[16 * tile : 16 * (tile + 1)]
-                matrix = np.zeros((16, source))
-                np.add.at(matrix, (np.arange(16), taps.sources[taps.low]), taps.low_weight)
-                np.add.at(matrix, (np.arange(16), taps.sources[taps.high]), taps.high_weight)
-                matrix = matrix[:, ::-1] if flipped else matrix
-                np.testing.assert_allclose(matrix[: len(expected)], expected, atol=1e-6)
+            expected = interpolation_matrix(source, target) @ (upsample[::-1] if flipped else upsample)
+            for tile, plan in enumerate(plan_axis(Span.whole(source, flipped), padded, target, 16, 32)):
+                matrix = matrix_of(plan.to_photo, 32) @ matrix_of(plan.from_masks, padded // 4)
+                rows = expected[16 * tile : 16 * (tile + 1)]
+                np.testing.assert_allclose(matrix[: len(rows)], rows, atol=1e-6)
 
 
 def test_photos_of_similar_sizes_share_compiled_tiles():
@@ -248,7 +259,7 @@ def test_memory_does_not_grow_with_the_photo():
         return planned[0].temp_size_in_bytes + planned[0].output_size_in_bytes
 
     with pytest.MonkeyPatch.context() as patch:
-        for placements in ([whole((128, 171))], [whole((128, 171), share=0.5), whole((128, 171), True, 0.5)]):
+        for placements in ([whole((128, 171))], [whole((128, 171), weight=0.5), whole((128, 171), True, 0.5)]):
             small, large = (temporary_bytes(size, placements) for size in ((1500, 2000), (6000, 8000)))
             assert large < 2 * small
             assert jax.default_backend() != "cpu" or large < 80e6

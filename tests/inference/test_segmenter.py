@@ -11,7 +11,7 @@ from PIL import Image
 from fasseg_jax import convert_state_dict, load_config
 from fasseg_jax.data.classes import ClassTable, load_classes
 from fasseg_jax.inference import segmenter as inference
-from fasseg_jax.inference.scores import View
+from fasseg_jax.inference.scores import ViewPrediction
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.views import PhotoViews, inference_settings
 from fasseg_jax.models.fasseg import build_model
@@ -38,7 +38,7 @@ def network(config, variables, picture, padded):
     predictions = predict(variables, normalised[None].astype(np.float32), train=False)
     logits = np.asarray(predictions.class_logits[0], np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    return View(probabilities[:, :-1], np.moveaxis(np.asarray(predictions.mask_logits[0]), 0, -1))
+    return ViewPrediction(probabilities[:, :-1], np.moveaxis(np.asarray(predictions.mask_logits[0]), 0, -1))
 
 
 def pillow_resize(image, size):
