@@ -6,11 +6,12 @@ programs accept `--config configs/NAME.py:VARIANT --config.model.dtype=bfloat16`
 """
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
+
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["base_config", "changed_fields", "flat_fields", "load_config", "resnet", "swin", "use_mask2former"]
 

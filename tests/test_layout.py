@@ -11,7 +11,7 @@ from tests.helpers import ROOT
 # Chapter -> the chapters that it may import. The order is that of the README's tree, from the bottom up.
 MAY_IMPORT = {
     "runtime": set(),
-    "config": set(),
+    "config": {"runtime"},
     "data": {"runtime"},
     "ops": {"runtime"},
     "models": {"ops"},

@@ -1,7 +1,8 @@
 """Data: samples from files or generated, augmented and batched for training."""
 
+from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.pipeline import Batch, TrainingBatches, read_ahead
-from fasseg_jax.data.samples import DataError, Sample, Source
+from fasseg_jax.data.samples import Sample, Source
 from fasseg_jax.data.sources.registry import data_classes, find_source, open_source
 
 __all__ = [

@@ -1,7 +1,6 @@
 """A look at all data before a training: what is wrong with them, and what they hold."""
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -9,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.data.samples import DataError, Source
+from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes
+from fasseg_jax.data.samples import Source
 from fasseg_jax.data.sources.registry import SPLITS, data_classes, find_source
+from fasseg_jax.runtime.read_ahead import map_ahead
 
 __all__ = ["SplitReport", "check_data", "check_split", "print_reports"]
 
@@ -63,9 +63,10 @@ def check_data(config: ConfigDict) -> list[SplitReport]:
             reports.append(_report(split, len(classes), [str(error)], []))
         else:
             reports.append(check_split(source, split, config.data))
-    if len(classes) != config.model.num_classes:
-        wrong = f"config.model.num_classes is {config.model.num_classes}, but the data have {len(classes)} classes"
-        reports[0] = dataclasses.replace(reports[0], problems=(wrong, *reports[0].problems))
+    try:
+        check_num_classes(classes, config.model.num_classes)
+    except DataError as error:
+        reports[0] = dataclasses.replace(reports[0], problems=(str(error), *reports[0].problems))
     return reports
 
 
@@ -88,9 +89,8 @@ def check_split(source: Source, split: str, data: ConfigDict) -> SplitReport:
         counts = np.bincount(labels.ravel(), minlength=data.ignore_label + 1)
         return labels.shape, np.append(counts[:num_classes], counts[data.ignore_label])
 
-    with ThreadPoolExecutor(data.num_threads) as pool:
-        read = pool.map(examine, range(len(source)))
-        results = list(tqdm(read, split, len(source), unit="image", leave=False, disable=None))
+    indices = tqdm(range(len(source)), split, unit="image", leave=False, disable=None)
+    results = [result for _, result in map_ahead(examine, indices, data.num_threads)]
     problems = [*source.problems, *(result for result in results if isinstance(result, str))]
     report = _report(split, num_classes, problems, [result for result in results if not isinstance(result, str)])
     most = report.classes_per_image.max(initial=0)

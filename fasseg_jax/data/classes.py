@@ -2,13 +2,18 @@
 
 import csv
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
-__all__ = ["ClassTable", "load_classes"]
+from fasseg_jax.runtime.files import Path
+
+__all__ = ["ClassTable", "DataError", "check_num_classes", "load_classes"]
 
 TABLES = Path(__file__).parent / "class_tables"
+
+
+class DataError(ValueError):
+    """Something is wrong with the data; the message names the file or field, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,15 @@ class ClassTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def check_num_classes(classes: ClassTable, num_classes: int) -> None:
+    """Raise a `DataError` if the data's classes are not as many as `num_classes`, the model's."""
+    if len(classes) != num_classes:
+        raise DataError(
+            f"config.model.num_classes is {num_classes}, but the data have {len(classes)} classes: "
+            f"set --config.model.num_classes={len(classes)}, or --config.data.dataset to the model's class table"
+        )
 
 
 def load_classes(name: str) -> ClassTable:

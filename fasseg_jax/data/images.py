@@ -4,10 +4,11 @@ import dataclasses
 import os
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
+
+from fasseg_jax.runtime.files import Path, list_files
 
 __all__ = ["MAX_PIXELS", "PHOTO_EXTENSIONS", "PhotoError", "PhotoList", "list_photos", "open_photo", "output_names"]
 
@@ -95,26 +96,13 @@ def list_photos(folder: Path, exclude: Path | None = None) -> PhotoList:
     Raises:
       OSError: a folder cannot be read.
     """
-    visited = {exclude.resolve()} if exclude else set()
-    paths, ignored = [], 0
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        if Path(parent).resolve() in visited:
-            folders.clear()
-            continue
-        visited.add(Path(parent).resolve())
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        photos = [name for name in files if _is_photo(name)]
-        paths += [Path(parent) / name for name in photos]
-        ignored += len(files) - len(photos)
-    return PhotoList(tuple(sorted(paths)), ignored)
+    files = list_files(folder, exclude)
+    photos = tuple(path for path in files if _is_photo(path))
+    return PhotoList(photos, ignored=len(files) - len(photos))
 
 
-def _raise(error: OSError):
-    raise error
-
-
-def _is_photo(name: str) -> bool:
-    return Path(name).suffix.lower() in PHOTO_EXTENSIONS and not name.startswith(".")
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in PHOTO_EXTENSIONS and not path.name.startswith(".")
 
 
 def output_names(paths: list[Path]) -> list[Path]:

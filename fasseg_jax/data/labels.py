@@ -5,14 +5,23 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
+from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.images import to_rgb
-from fasseg_jax.data.samples import DataError, Sample
+from fasseg_jax.data.samples import Sample
 
-__all__ = ["UNKNOWN", "decode_labels", "decode_sample", "encode_labels", "label_table", "map_labels"]
+__all__ = ["UNKNOWN", "decode_labels", "decode_sample", "encode_labels", "label_dtype", "label_table", "map_labels"]
 
 UNKNOWN = -1  # in a label table: an id that files must not contain
 
 ROTATED = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
+
+
+def label_dtype(largest: int) -> type[np.uint8] | type[np.uint16]:
+    """The smallest type for labels from 0 to `largest`, of which files hold at most 65535.
+
+    Predictions pass the number of classes, which keeps 255 free for ignored pixels.
+    """
+    return np.uint8 if largest <= 255 else np.uint16
 
 
 def label_table(num_classes: int, ignore_label: int, reduce_zero_label: bool = False) -> np.ndarray:
@@ -130,7 +139,7 @@ def map_labels(values: np.ndarray, table: np.ndarray, name: str) -> np.ndarray:
             f"{name}: holds {_listing(unknown)}, but only {_ranges(known)} are known; correct the file, the "
             "table of classes, config.data.ignore_label or config.data.reduce_zero_label"
         )
-    return table.astype(np.uint8 if table.max() <= 255 else np.uint16)[values]
+    return table.astype(label_dtype(table.max()))[values]
 
 
 def encode_labels(labels: np.ndarray) -> bytes:

@@ -8,8 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.augmentation import augment
+from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.preprocessing import SIZE_DIVISOR
-from fasseg_jax.data.samples import DataError, Source
+from fasseg_jax.data.samples import Source
 
 __all__ = ["Batch", "TrainingBatches", "read_ahead"]
 

@@ -5,13 +5,9 @@ from typing import Protocol
 
 import numpy as np
 
-from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.data.classes import ClassTable, DataError
 
 __all__ = ["DataError", "Sample", "Source"]
-
-
-class DataError(ValueError):
-    """Something is wrong with the data; the message names the file or field, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,18 +13,16 @@ system: on several machines, mount the bucket that holds them or copy them to ea
 import csv
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.data.labels import decode_sample, encode_labels
-from fasseg_jax.data.samples import DataError
+from fasseg_jax.data.classes import ClassTable, DataError
+from fasseg_jax.data.labels import decode_sample, encode_labels, label_dtype
 from fasseg_jax.data.sources.folder import FolderSource
 from fasseg_jax.data.sources.registry import SPLITS, open_source
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["Segmentation", "prepare"]
 
@@ -46,7 +44,7 @@ class Segmentation(tfds.core.GeneratorBasedBuilder):
         )
 
     def _info(self) -> tfds.core.DatasetInfo:
-        dtype = np.uint8 if self._ignore_label <= 255 else np.uint16
+        dtype = label_dtype(self._ignore_label)
         classes = self._sources["training"].classes
         return tfds.core.DatasetInfo(
             builder=self,

@@ -10,13 +10,13 @@ import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from fasseg_jax.data.images import PhotoError, open_photo
 from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.visualization.legend import class_shares
 
 __all__ = ["DemoServer", "Limits"]

@@ -1,11 +1,7 @@
 """Evaluation: samples read ahead -> labels -> counts, image by image; reading and counting run beside the network."""
 
-import collections
 import dataclasses
-import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import jax
@@ -15,6 +11,7 @@ from fasseg_jax.data import DataError, Sample, Source
 from fasseg_jax.evaluation.metrics import Counts, count
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.distributed import all_gather_objects
+from fasseg_jax.runtime.read_ahead import map_ahead
 
 __all__ = ["ImageResult", "evaluate", "evaluate_images", "share_of_host", "sum_counts"]
 
@@ -127,17 +124,9 @@ def evaluate_images(
             save(key.name, labels)
         return ImageResult.from_counts(key.index, key.name, version, counts)
 
-    pool = ThreadPoolExecutor(num_threads)
-    try:
-        examined = collections.deque()
-        for key, labels in segmenter.segment_all(photos(), batch_size):
-            examined.append(pool.submit(examine, key, *samples.pop(key.index), labels))
-            while examined and (examined[0].done() or len(examined) > num_threads):
-                yield examined.popleft().result()
-        for future in examined:
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    predicted = ((key, *samples.pop(key.index), labels) for key, labels in segmenter.segment_all(photos(), batch_size))
+    for _, result in map_ahead(lambda arguments: examine(*arguments), predicted, num_threads, eager=True):
+        yield result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,25 +145,17 @@ def _read_ahead(
 ) -> Iterator[tuple[int, Sample, str]]:
     """Samples and their versions, in order; as many are read in advance as there are threads."""
 
-    def read(index: int) -> tuple[Sample, str]:
-        version = source.version(index)  # before it is read: a change in between is then seen by the next run
-        return source[index], version
+    def read(index: int) -> tuple[Sample, str] | DataError:
+        try:
+            version = source.version(index)  # before reading, so that the next run sees a change in between
+            return source[index], version
+        except DataError as error:
+            return error
 
-    pool = ThreadPoolExecutor(num_threads)
-    try:
-        remaining = iter(indices)
-        submit = functools.partial(pool.submit, read)
-        reading = collections.deque((index, submit(index)) for index in itertools.islice(remaining, num_threads))
-        while reading:
-            index, future = reading.popleft()
-            reading.extend((following, submit(following)) for following in itertools.islice(remaining, 1))
-            try:
-                sample, version = future.result()
-            except DataError as error:
-                if not skip:
-                    raise
-                skip(error)
-            else:
-                yield index, sample, version
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for index, result in map_ahead(read, indices, num_threads):
+        if not isinstance(result, DataError):
+            yield index, *result
+        elif skip:
+            skip(result)
+        else:
+            raise result

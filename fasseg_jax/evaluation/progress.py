@@ -8,9 +8,7 @@ that was being written when the program was killed is dropped, and a sample whos
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +20,7 @@ from fasseg_jax.data import DataError, Source
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
 from fasseg_jax.runtime.distributed import all_gather_objects
+from fasseg_jax.runtime.files import Path, write_atomically
 
 __all__ = ["EvaluationProgress", "OtherEvaluationError", "describe_evaluation"]
 
@@ -104,8 +103,8 @@ class EvaluationProgress:
                 f"{folder.parent} holds another evaluation ({'; '.join(differences)}): give another --output, or "
                 "--restart to discard it"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_complete(header, json.dumps(evaluation, indent=1))
+        with write_atomically(header) as partial:
+            partial.write_text(json.dumps(evaluation, indent=1))
         done = {fields["index"]: ImageResult.from_json(fields) for _, current, _ in told for fields in current}
         return cls(folder, done, changed=len({index for *_, indices in told for index in indices} - done.keys()))
 
@@ -180,10 +179,3 @@ def _is_current(result: ImageResult, source: Source) -> bool:
         return result.index < len(source) and source.version(result.index) == result.version
     except DataError:  # its files are gone; reading them will say so
         return False
-
-
-def _write_complete(file: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    partial = file.with_name(f"{file.name}.{jax.process_index()}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(file)

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from html import escape
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,6 +14,7 @@ from PIL import Image
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.metrics import Counts, Metrics, count, most_confused
 from fasseg_jax.evaluation.tables import COLUMNS, MEANS, percent, table_order
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.visualization.confusion_matrix import confusion_cells, row_shares
 from fasseg_jax.visualization.legend import class_shares
 

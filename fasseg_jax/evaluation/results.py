@@ -3,7 +3,7 @@
 import csv
 import math
 import shutil
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from PIL import Image
@@ -15,6 +15,7 @@ from fasseg_jax.evaluation.metrics import Counts, Metrics, image_score, metrics_
 from fasseg_jax.evaluation.report import PicturedImage, write_report
 from fasseg_jax.evaluation.tables import write_csv, write_json
 from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.visualization.confusion_matrix import draw_confusion
 from fasseg_jax.visualization.overlay import draw_comparison
 

@@ -3,13 +3,15 @@
 Evaluation servers take the latter: ADE20K's are 1 to 150 (0 is "other"), Cityscapes' 34 label ids.
 """
 
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from fasseg_jax.data.labels import label_dtype
 from fasseg_jax.data.sources.folder import cityscapes_label_ids
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["result_name", "submission_ids", "write_labels"]
 
@@ -49,6 +51,6 @@ def write_labels(path: Path, labels: np.ndarray, ids: np.ndarray | None = None) 
       ids: (K,) the number to write for each class; by default its own.
     """
     if ids is not None:
-        labels = ids.astype(np.uint8 if ids.max() <= 255 else np.uint16)[labels]
+        labels = ids.astype(label_dtype(ids.max()))[labels]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(labels).save(path)

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.metrics import Metrics
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["COLUMNS", "MEANS", "percent", "print_table", "table_order", "write_csv", "write_json"]
 

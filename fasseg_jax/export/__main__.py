@@ -16,22 +16,15 @@ import sys
 from absl import app, flags, logging
 
 from fasseg_jax.export.exporter import PLATFORMS, export_model
-from fasseg_jax.runtime.command_line import parse_flags, print_error
+from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.weights.checkpoint import load_checkpoint
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"--size {text}: give HEIGHTxWIDTH in pixels, e.g. 512x683")
-    return int(height), int(width)
 
 
 def _main(_: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     try:
-        sizes = [_parse_size(text) for text in options.size]
+        sizes = [parse_size(text) for text in options.size]
         checkpoint = load_checkpoint(options.checkpoint)
         files = export_model(
             checkpoint, sizes, options.output, options.weights == "separate", options.platform, options.overwrite

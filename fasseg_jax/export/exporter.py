@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fasseg_jax.data.labels import label_dtype
 from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalize
 from fasseg_jax.export.load_exported import FORMAT
 from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.ops.resize import resize_bilinear, taps
+from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.weights.checkpoint import Checkpoint
 
 __all__ = ["export_model", "labels_function"]
@@ -64,7 +64,7 @@ def _labels(class_probabilities: jax.Array, mask_logits: jax.Array, size: tuple[
 
     labels = jax.lax.map(label_rows, (low[rows], high[rows], weight[rows].astype(np.float32)))  # (blocks, R, W)
     labels = labels.reshape(-1, width)[:height]
-    return labels.astype(jnp.uint8 if num_classes <= 255 else jnp.uint16)
+    return labels.astype(label_dtype(num_classes))
 
 
 def export_model(
@@ -137,10 +137,5 @@ def export_model(
 
 def _write_archive(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays; the file appears under its name only when it is complete."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
-    try:
+    with write_atomically(file) as partial:
         np.savez(partial, **arrays)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)

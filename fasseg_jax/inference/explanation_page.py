@@ -3,12 +3,12 @@
 import dataclasses
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.inference.explain import MASK_STRIDE, Explanation, Focus, Query, Selection
 from fasseg_jax.visualization.overlay import blend
-from fasseg_jax.visualization.text import FAINT, INK, PAPER, WARNING_RED, shorten, wrap
+from fasseg_jax.visualization.text import FAINT, INK, PAPER, WARNING_RED, load_font, shorten, wrap
 
 __all__ = ["draw_explanation", "heat_colours"]
 
@@ -85,10 +85,10 @@ class _Page:
         strip = Image.new("RGB", (self.width, MARGIN + 2 * TITLE + (2 * HEADING if warning else 0)), PAPER)
         draw = ImageDraw.Draw(strip)
         room = self.width - 2 * MARGIN
-        font = ImageFont.load_default(TITLE)
+        font = load_font(TITLE)
         draw.text((MARGIN, MARGIN), shorten(title, font, room), INK, font)
         if warning:
-            font = ImageFont.load_default(HEADING)
+            font = load_font(HEADING)
             draw.text((MARGIN, MARGIN + 1.6 * TITLE), shorten(warning, font, room), WARNING_RED, font)
         return strip
 
@@ -118,7 +118,7 @@ class _Page:
         draw.line((MARGIN, 0, self.width - MARGIN, 0), (225, 227, 231), 1)
         box = (MARGIN, 0.55 * HEADING, MARGIN + HEADING, 1.55 * HEADING)
         draw.rounded_rectangle(box, 4, tuple(colour.tolist()), FAINT, 1)
-        font = ImageFont.load_default(HEADING)
+        font = load_font(HEADING)
         x, middle = MARGIN + 1.5 * HEADING, 1.05 * HEADING
         name = shorten(classes.names[query.class_id], font, self.width / 2)
         draw.text((x, middle), name, INK, font, anchor="lm")
@@ -146,7 +146,7 @@ class _Page:
             if hrca
             else "No HRCA in this model: every layer looks at a whole map.",
         ]
-        font = ImageFont.load_default(NOTE)
+        font = load_font(NOTE)
         left = MARGIN + SCALE + 2 * GAP
         lines = [line for note in notes for line in wrap(note, font, self.width - left - MARGIN)]
         strip = Image.new("RGB", (self.width, round(1.6 * len(lines) * NOTE) + 2 * MARGIN), PAPER)
@@ -225,7 +225,7 @@ def _put(
     strip: Image.Image, corner: tuple[int, int], panel: np.ndarray | None, shape: tuple[int, ...], caption: str
 ) -> None:
     """Paste a panel with its caption below; without a panel, the caption in an empty frame."""
-    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(CAPTION)
+    draw, font = ImageDraw.Draw(strip), load_font(CAPTION)
     x, y = corner
     if panel is None:
         draw.rectangle((x, y, x + shape[1] - 1, y + shape[0] - 1), outline=(225, 227, 231))

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, UInt
 
+from fasseg_jax.data.labels import label_dtype
 from fasseg_jax.inference.tiles import AxisPlan, Taps, plan_tiles
 from fasseg_jax.inference.views import Placement
 
@@ -134,11 +135,6 @@ class Canvas:
                 values = values.swapaxes(1, 2)  # (S, K, T) -> (S, T, K)
             target = self._result[y : y + height, x : x + width]
             target[:] = values[: target.shape[0], : target.shape[1]]
-
-
-def label_dtype(num_classes: int) -> type:
-    """The smallest type of class ids that leaves one for "ignored"."""
-    return np.uint8 if num_classes <= 255 else np.uint16
 
 
 @functools.partial(jax.jit, static_argnames="row_by_row")

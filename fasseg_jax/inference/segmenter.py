@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.inference.batching import batches_of, group_photos
 from fasseg_jax.inference.scores import Canvas, ViewPrediction
 from fasseg_jax.inference.views import PhotoViews, inference_settings
@@ -69,10 +69,8 @@ class Segmenter:
         Raises:
           ValueError: `classes` are not as many as the model's, or `config.inference` makes no sense.
         """
-        if classes is not None and len(classes) != config.model.num_classes:
-            raise ValueError(
-                f"{len(classes)} classes for a model of config.model.num_classes {config.model.num_classes}"
-            )
+        if classes is not None:
+            check_num_classes(classes, config.model.num_classes)
         self.config = config.copy_and_resolve_references()
         self.config.inference = inference_settings(config)
         self.classes = classes

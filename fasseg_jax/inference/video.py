@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.visualization.legend import VideoLegend
 from fasseg_jax.visualization.overlay import blend
 

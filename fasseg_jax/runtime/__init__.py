@@ -1,1 +1,1 @@
-"""The chapter runtime."""
+"""The machine and the process: devices, compilation, threads, files, the command line. Knows nothing of images."""

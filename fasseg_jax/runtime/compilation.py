@@ -4,9 +4,10 @@ import contextlib
 import ctypes
 import gc
 import os
-from pathlib import Path
 
 import jax
+
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["CompileTimer", "enable_compilation_cache", "release_compiler_memory"]
 

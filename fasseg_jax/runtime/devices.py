@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
-from pathlib import Path
 
 import jax
+
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["choose_device", "choose_devices", "join_hosts"]
 

@@ -15,18 +15,8 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from fasseg_jax.data.preprocessing import SIZE_DIVISOR
-from fasseg_jax.runtime.command_line import parse_flags, print_error
+from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.summary.summary import print_summary, summarise
-
-__all__ = ["parse_size"]
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """The (height, width) of "512x512", multiples of 32."""
-    sides = text.split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) and int(side) % SIZE_DIVISOR == 0 for side in sides):
-        raise ValueError(f"--size {text}: give HEIGHTxWIDTH, multiples of {SIZE_DIVISOR}, e.g. 512x1024")
-    return int(sides[0]), int(sides[1])
 
 
 def _main(argv: list[str]) -> int:
@@ -37,7 +27,7 @@ def _main(argv: list[str]) -> int:
     try:
         if options.config is None:
             raise ValueError("--config is needed, e.g. configs/ade20k.py:r50")
-        size = parse_size(options.size)
+        size = parse_size(options.size, SIZE_DIVISOR)
         summary = summarise(options.config, size, options.batch)
     except (OSError, ValueError) as error:
         return print_error(error, status=2)

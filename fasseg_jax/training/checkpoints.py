@@ -5,7 +5,6 @@ classes), beside what training needs to go on. The data need no state of their o
 """
 
 import contextlib
-from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
@@ -13,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.training.train_step import TrainState
 from fasseg_jax.weights.checkpoint import checkpoint_metadata, load_metadata
 

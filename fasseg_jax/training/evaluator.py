@@ -1,7 +1,5 @@
 """Evaluation in the course of a training: mIoU, and pictures of predictions beside the truth."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -13,6 +11,7 @@ from fasseg_jax.evaluation.evaluate import evaluate
 from fasseg_jax.evaluation.metrics import metrics_of
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.distributed import fetch_replicated
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.training.metric_log import MetricLog
 from fasseg_jax.training.train_step import TrainState
 from fasseg_jax.visualization.overlay import draw_comparison

@@ -4,12 +4,13 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["MetricLog", "StepClock"]
 

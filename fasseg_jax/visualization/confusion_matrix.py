@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.visualization.text import FAINT, INK, PAPER, shorten
+from fasseg_jax.visualization.text import FAINT, INK, PAPER, load_font, shorten
 
 __all__ = ["confusion_cells", "draw_confusion", "row_shares"]
 
@@ -52,7 +52,7 @@ def draw_confusion(confusion: np.ndarray, classes: ClassTable) -> Image.Image:
     num_classes = len(classes)
     cell = min(max(TARGET_SIDE // num_classes, MIN_CELL), MAX_CELL)
     side = cell * num_classes
-    font = ImageFont.load_default(min(cell - 2, MAX_LETTERS))
+    font = load_font(min(cell - 2, MAX_LETTERS))
     room = NAME_WIDTH * font.size
     names = [shorten(name, font, room) for name in classes.names]
     left = top = round(2.5 * MARGIN + max(font.getlength(name) for name in names))
@@ -71,7 +71,7 @@ def draw_confusion(confusion: np.ndarray, classes: ClassTable) -> Image.Image:
         draw.text((left - 8, top + middle), name, INK, font, anchor="rm")
         pen.text((8, middle), name, 255, font, anchor="lm")
     picture.paste(INK, (left, 0), upright.transpose(Image.Transpose.ROTATE_90))
-    letters = ImageFont.load_default(MAX_LETTERS - 2)
+    letters = load_font(MAX_LETTERS - 2)
     draw.text((MARGIN, MARGIN), "rows: truth\ncolumns: prediction", FAINT, letters, spacing=6)
     _draw_legend(draw, left, top + side + 1.5 * MARGIN, letters)
     return picture
@@ -88,7 +88,7 @@ def _draw_grid(draw: ImageDraw.ImageDraw, left: int, top: int, cell: int, num_cl
 
 def _draw_numbers(draw: ImageDraw.ImageDraw, shares: np.ndarray, left: int, top: int, cell: int) -> None:
     """Percents in the cells, where they round to 1 or more."""
-    font = ImageFont.load_default(min(round(0.4 * cell), 22))
+    font = load_font(min(round(0.4 * cell), 22))
     for row, column in np.argwhere(shares >= 0.005):
         share = shares[row, column]
         centre = (left + (column + 0.5) * cell, top + (row + 0.5) * cell)

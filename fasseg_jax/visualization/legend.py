@@ -3,10 +3,10 @@
 import dataclasses
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.visualization.text import FAINT, INK, PAPER, WARNING_RED, shorten, wrap
+from fasseg_jax.visualization.text import FAINT, INK, PAPER, WARNING_RED, load_font, shorten, wrap
 
 __all__ = ["VideoLegend", "class_shares"]
 FILM_ROWS, FILM_MIN_SHARE = 2, 0.005  # of a film's legend; classes below this share of a frame do not enter it
@@ -40,7 +40,7 @@ def _draw_legend(
     entries: list[tuple[int, str]], classes: ClassTable, width: int, layout: _Layout, warning: str | None
 ) -> Image.Image:
     """A legend of class ids and notes, `width` wide and as high as it needs to be: swatch, name, note, in columns."""
-    font = ImageFont.load_default(layout.text)
+    font = load_font(layout.text)
     entries = [(tuple(classes.palette[i].tolist()), classes.names[i], note) for i, note in entries]
     note_width = max((font.getlength(note) for *_, note in entries), default=0)
     fixed = layout.swatch + 3 * layout.gap + note_width  # of a column, beside the name
@@ -77,7 +77,7 @@ class VideoLegend:
     def __init__(self, classes: ClassTable, width: int, warning: str | None = None):
         """For frames `width` pixels wide; `warning` is a sentence below the names, in red."""
         self._classes, self._width, self._warning = classes, width, warning
-        self._font = ImageFont.load_default(max(12, round(0.022 * width)))
+        self._font = load_font(max(12, round(0.022 * width)))
         self._row = round(1.8 * self._font.size)
         self._columns = max(1, int(width // (9 * self._font.size)))
         self.height = ((FILM_ROWS + bool(warning)) * self._row + self._row // 2) // 2 * 2

@@ -1,11 +1,11 @@
 """The overlay picture: classes in the palette's colours over the photo, with a legend below."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.visualization.legend import _draw_legend, _Layout, _percent, class_shares
-from fasseg_jax.visualization.text import INK, PAPER
+from fasseg_jax.visualization.text import INK, PAPER, load_font
 
 __all__ = ["blend", "draw_comparison", "draw_overlay"]
 
@@ -73,7 +73,7 @@ def draw_comparison(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], class
 
 def _draw_headings(width: int, layout: "_Layout") -> Image.Image:
     headings = Image.new("RGB", (width, 2 * layout.text), PAPER)
-    font, draw = ImageFont.load_default(layout.text), ImageDraw.Draw(headings)
+    font, draw = load_font(layout.text), ImageDraw.Draw(headings)
     for column, heading in enumerate(COMPARISON):
         draw.text((column * (PANEL_WIDTH + PANEL_GAP) + layout.gap, layout.text), heading, INK, font, anchor="lm")
     return headings

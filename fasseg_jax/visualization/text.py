@@ -2,8 +2,20 @@
 
 from PIL import ImageFont
 
-__all__ = ["shorten", "wrap"]
+__all__ = ["load_font", "shorten", "wrap"]
 PAPER, INK, FAINT, WARNING_RED = (255, 255, 255), (28, 30, 34), (120, 124, 132), (190, 20, 30)
+
+
+def load_font(size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, with letters of `size` pixels.
+
+    Raises:
+      RuntimeError: Pillow was built without FreeType, so that its font has a single size.
+    """
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("this Pillow was built without FreeType; install one from PyPI")
+    return font
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

@@ -6,7 +6,6 @@ metadata/    JSON: format, contents ("model" or "backbone"), configuration, clas
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import base_config
 from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.runtime.files import Path
 
 __all__ = [
     "Checkpoint",

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from fasseg_jax.data import data_classes
-from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 from fasseg_jax.weights.hugging_face import is_hugging_face_folder, read_hugging_face, write_hugging_face
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
@@ -104,11 +104,7 @@ def _write_weights(weights: str, output: str, overwrite: bool, hugging_face: boo
 
 def _classes_of(config: ConfigDict) -> ClassTable:
     classes = data_classes(config.data)
-    if len(classes) != config.model.num_classes:
-        raise ValueError(
-            f"config.model.num_classes is {config.model.num_classes}, but the class table {config.data.dataset!r} has "
-            f"{len(classes)} classes; set --config.data.dataset to the table of the model's classes (a .csv file)"
-        )
+    check_num_classes(classes, config.model.num_classes)
     return classes
 
 

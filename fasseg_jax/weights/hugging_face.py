@@ -7,13 +7,13 @@ classes are summed to semantic scores like any others.
 import colorsys
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable, load_classes
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.weights.hugging_face_config import describe_model, describe_preprocessing, read_configuration
 from fasseg_jax.weights.state_dict import to_state_dict
 from fasseg_jax.weights.torch_files import read_state_dict, write_state_dict

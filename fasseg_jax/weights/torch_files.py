@@ -6,17 +6,16 @@
 """
 
 import io
-import os
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.weights.safe_pickle import HARMLESS, PickledArray, RefusedError
 
 __all__ = ["read_state_dict", "write_state_dict"]
@@ -73,9 +72,7 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
         raise ValueError(f"{path}: weights are written as .safetensors or .pth; give the file one of these endings")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists; name another file or pass --overwrite")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with write_atomically(path) as partial:
         if path.suffix == ".pth":
             torch = _import_torch(path)
             # Copies, where arrays are read-only, as those of JAX: PyTorch warns of sharing such memory.
@@ -87,9 +84,6 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
             from safetensors.numpy import save_file
 
             save_file(dict(state_dict), partial, metadata={"format": "pt"})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _refuse_what_is_no_weight_file(path: Path) -> None:

@@ -1,7 +1,4 @@
-"""Grouping photos by shape, and computing ahead in threads."""
-
-import threading
-import time
+"""Photos grouped by shape into batches."""
 
 import numpy as np
 import pytest
@@ -10,7 +7,6 @@ from fasseg_jax.config import base_config
 from fasseg_jax.inference import batching
 from fasseg_jax.inference.batching import batches_of, group_photos
 from fasseg_jax.inference.views import PhotoViews, inference_settings
-from fasseg_jax.runtime.read_ahead import map_ahead
 
 
 def views_of(size, mode="single"):
@@ -73,31 +69,3 @@ def test_batches_hold_one_shape_view_after_view(group, batch, expected):
     assert shapes == ((32, 64), (32, 64), (64, 128), (64, 128))
     batches = batches_of(shapes, group, batch)
     assert [" ".join(f"{photo}{index}" for photo, index in inputs) for inputs in batches] == expected
-
-
-def test_map_ahead_keeps_the_order_and_its_distance():
-    taken = 0
-
-    def items():
-        nonlocal taken
-        for number in range(20):
-            taken += 1
-            yield number
-
-    def slow_square(number):
-        time.sleep(0.001 * (number % 3))
-        return number**2, threading.current_thread() is threading.main_thread()
-
-    for count, (number, (square, in_main_thread)) in enumerate(map_ahead(slow_square, items(), 3)):
-        assert (number, square, in_main_thread) == (count, count**2, False)
-        assert taken <= count + 3
-
-
-def test_map_ahead_works_in_parallel():
-    barrier = threading.Barrier(3, timeout=10)
-    assert [result for _, result in map_ahead(lambda _: barrier.wait() >= 0, range(6), 3)] == [True] * 6
-
-
-def test_errors_of_threads_reach_the_caller():
-    with pytest.raises(ZeroDivisionError):
-        list(map_ahead(lambda number: 1 / (3 - number), range(6), 2))

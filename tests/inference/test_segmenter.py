@@ -295,7 +295,7 @@ def test_wrong_images_are_refused(image):
 
 
 def test_wrong_number_of_classes_is_refused():
-    with pytest.raises(ValueError, match="2 classes for a model of config.model.num_classes 19"):
+    with pytest.raises(ValueError, match="config.model.num_classes is 19, but the data have 2 classes"):
         Segmenter(*tiny_model(), ClassTable(("a", "b"), np.zeros((2, 3), np.uint8)))
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fasseg_jax.config import load_config
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.summary.__main__ import parse_size
+from fasseg_jax.runtime.command_line import parse_size
 from fasseg_jax.summary.flops import count_multiply_adds
 from fasseg_jax.summary.summary import print_summary, summarise
 from tests.helpers import ROOT
@@ -107,10 +107,10 @@ def test_summary_of_a_tiny_model(tiny_config):
 
 
 def test_sizes():
-    assert parse_size("64x96") == (64, 96)
+    assert parse_size("64x96", 32) == (64, 96)
     for wrong in ("64", "64x", "0x64", "60x64", "64x64x3", "axb"):
         with pytest.raises(ValueError, match=f"--size {wrong}: give HEIGHTxWIDTH, multiples of 32"):
-            parse_size(wrong)
+            parse_size(wrong, 32)
 
 
 def test_command_line_tells_mistakes_in_a_line():

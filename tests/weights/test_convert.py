@@ -56,7 +56,7 @@ def test_new_class_head_for_classes_of_ones_own(tmp_path):
     (tmp_path / "mine.csv").write_text("id,r,g,b,name\n0,1,2,3,cat\n1,4,5,6,dog\n")
     config.model.num_classes = 2
     arguments = (str(tmp_path / "weights.pth"), str(tmp_path / "out"), False, True)
-    with pytest.raises(ValueError, match="num_classes is 2, but the class table 'cityscapes' has 19 classes"):
+    with pytest.raises(ValueError, match="num_classes is 2, but the data have 19 classes"):
         convert(config, *arguments)
     config.data.dataset = str(tmp_path / "mine.csv")
     convert(config, *arguments)
@@ -123,7 +123,7 @@ def test_command_line(tmp_path):
 
     for more, message in (
         ((), "out: the directory is not empty"),
-        (("--config.model.num_classes=3",), "class table 'ade20k' has 150 classes"),
+        (("--config.model.num_classes=3",), "num_classes is 3, but the data have 150 classes"),
     ):
         again = run(*more)
         assert again.returncode == 1 and again.stdout == ""

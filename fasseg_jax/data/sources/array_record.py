@@ -1,13 +1,12 @@
 """Samples from array_record files."""
 
-from pathlib import Path
-
 import tensorflow_datasets as tfds
 
-from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.data.classes import ClassTable, DataError
 from fasseg_jax.data.labels import decode_labels, decode_sample
-from fasseg_jax.data.samples import DataError, Sample
+from fasseg_jax.data.samples import Sample
 from fasseg_jax.data.sources.folder import file_version
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["PreparedSource"]
 

@@ -2,14 +2,14 @@
 
 import csv
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
-from fasseg_jax.data.classes import TABLES, ClassTable, load_classes
+from fasseg_jax.data.classes import TABLES, ClassTable, DataError, load_classes
 from fasseg_jax.data.images import list_photos
 from fasseg_jax.data.labels import UNKNOWN, decode_labels, decode_sample, label_table, map_labels
-from fasseg_jax.data.samples import DataError, Sample
+from fasseg_jax.data.samples import Sample
+from fasseg_jax.runtime.files import Path
 
 __all__ = [
     "FolderSource",

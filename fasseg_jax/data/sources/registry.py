@@ -1,14 +1,13 @@
 """The data that a configuration names."""
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from fasseg_jax.data.classes import ClassTable, load_classes
+from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes, load_classes
 from fasseg_jax.data.labels import label_table
-from fasseg_jax.data.samples import DataError, Source
+from fasseg_jax.data.samples import Source
 from fasseg_jax.data.sources.folder import FolderSource, folder_classes, pair_cityscapes, pair_folder
 from fasseg_jax.data.sources.shapes import ShapesSource
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["SPLITS", "data_classes", "find_source", "open_source"]
 
@@ -30,11 +29,7 @@ def open_source(config: ConfigDict, split: str) -> Source:
     if source.problems:
         more = f", and {len(source.problems) - 1} more such problems" if len(source.problems) > 1 else ""
         raise DataError(f"{source.problems[0]}{more}; `train.py --check` lists all")
-    if len(source.classes) != config.model.num_classes:
-        raise DataError(
-            f"config.model.num_classes is {config.model.num_classes}, but the data have {len(source.classes)} classes: "
-            f"set --config.model.num_classes={len(source.classes)}, or config.data.dataset to the right class table"
-        )
+    check_num_classes(source.classes, config.model.num_classes)
     return source
 
 

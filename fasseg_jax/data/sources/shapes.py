@@ -10,6 +10,7 @@ import colorsys
 import numpy as np
 
 from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.data.labels import label_dtype
 from fasseg_jax.data.samples import Sample
 
 __all__ = ["ShapesSource"]
@@ -73,7 +74,7 @@ def draw_scene(
         labels[np.abs(distance) < 1] = ignore_label
     image *= 1 + 0.15 * np.sin(_wave(rng, y, x, 1.5 * min(size)))[..., None]  # uneven light
     image += rng.normal(0, 6, size)[..., None]
-    return np.clip(image, 0, 255).astype(np.uint8), labels.astype(np.uint8 if ignore_label <= 255 else np.uint16)
+    return np.clip(image, 0, 255).astype(np.uint8), labels.astype(label_dtype(ignore_label))
 
 
 def signed_distance(name: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
