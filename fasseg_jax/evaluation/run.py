@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from fasseg_jax.inference.views import inference_settings
 from fasseg_jax.runtime.command_line import print_error
 from fasseg_jax.runtime.compilation import CompileTimer, enable_compilation_cache
 from fasseg_jax.runtime.distributed import all_gather_objects
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.weights.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 

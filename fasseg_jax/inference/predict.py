@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.compilation import CompileTimer
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.visualization.overlay import draw_overlay
 

@@ -1,7 +1,6 @@
 """A whole training: start or resume, the loop, the end."""
 
 import contextlib
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -12,6 +11,7 @@ from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.compilation import release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
+from fasseg_jax.runtime.files import Path
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.training.checkpoints import RunCheckpoints
 from fasseg_jax.training.evaluator import Evaluator
