@@ -7,6 +7,7 @@ random weights on them. The bare work is the network and the labels alone, from 
 The two take turns, so that a change of the machine's speed meets both.
 """
 
+import operator
 import tempfile
 import time
 from pathlib import Path
@@ -51,7 +52,7 @@ def compute_labels(segmenter: Segmenter, images: list[np.ndarray]) -> float:
         if before:
             before.result()
         before = inference._Photo(None, image, segmenter.config, len(segmenter.classes), scores=False)
-        before.add(*(output[0] for output in outputs))
+        before.add(*jax.tree.map(operator.itemgetter(0), outputs))
     before.result()
     return len(images) / (time.perf_counter() - start)
 

@@ -21,10 +21,10 @@ tiles; this module computes them.
 """
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,17 +39,17 @@ __all__ = ["Canvas", "ViewPrediction"]
 TILES_AHEAD = 4  # tiles that the device computes while the host waits for an earlier one
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class ViewPrediction:
-    """What the network predicts for one view of a photo.
+    """What the network predicts for one view of a photo, or for a batch of views.
 
     Attributes:
       class_probabilities: softmax over the K + 1 classes, without "no object".
       mask_logits: for the view's padded input, at stride 4. Queries come last, so that a gather takes whole rows.
     """
 
-    class_probabilities: Float32[Array | np.ndarray, "Q K"]
-    mask_logits: Float32[Array | np.ndarray, "h w Q"]
+    class_probabilities: Float32[Array | np.ndarray, "*B Q K"]
+    mask_logits: Float32[Array | np.ndarray, "*B h w Q"]
 
 
 class Canvas:
@@ -85,8 +85,7 @@ class Canvas:
         """Take the prediction of the next view, and start to compute the tiles that only lacked this one."""
         if self._device is None:
             self._device = next(iter(jnp.asarray(view.mask_logits).devices()))
-        arrays = jax.device_put((view.class_probabilities, view.mask_logits), self._device)
-        self._views[self._num_added] = ViewPrediction(*arrays)
+        self._views[self._num_added] = jax.device_put(view, self._device)
         self._num_added += 1
         views_of_row = self._plan.views_of_row
         while self._next_row < len(views_of_row) and views_of_row[self._next_row][-1] < self._num_added:
@@ -182,7 +181,7 @@ def _add_tile(
 
 
 def _resize_columns(
-    class_probabilities: Float[Array, "Q K"],
+    class_probabilities: Float[Array | np.ndarray, "Q K"],
     mask_logits: Float[Array | np.ndarray, "h w Q"],
     rows: AxisPlan,
     columns: AxisPlan,

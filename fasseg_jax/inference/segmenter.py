@@ -1,15 +1,17 @@
-"""Segmenting photos: preprocessing -> network -> scores -> labels, the one path that every program shares."""
+"""Segmenting photos: preprocessing, network, scores, labels. Every program predicts by this path."""
 
 import dataclasses
 import functools
+import operator
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float32, UInt
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable, check_num_classes
@@ -24,7 +26,9 @@ from fasseg_jax.weights.checkpoint import load_checkpoint
 
 __all__ = ["Segmentation", "Segmenter"]
 
-# Platforms on which photos are not computed together: it saves nothing there, and takes other roundings.
+Key = TypeVar("Key", bound=Hashable)
+
+# Platforms that compute one photo at a time: batches would save nothing there, and would round differently.
 PHOTO_BY_PHOTO = ("cpu",)
 
 
@@ -33,27 +37,27 @@ class Segmentation:
     """The result for one photo of H x W pixels.
 
     Attributes:
-      labels: (H, W) class ids, uint8, or uint16 where there are more than 255 classes.
-      scores: (H, W, K) float32, if asked for. The score of a class sums, over the queries, the probability of the
-        class times that of the pixel being in the query's mask: 0 or more, not normalised.
+      labels: class ids, uint8, or uint16 for more than 255 classes.
+      scores: the score of each class, if asked for: the sum over the queries of the query's probability of the class
+        times its probability that the pixel is in its mask. At least 0, not normalized.
     """
 
-    labels: np.ndarray
-    scores: np.ndarray | None = None
+    labels: UInt[np.ndarray, "H W"]
+    scores: Float32[np.ndarray, "H W K"] | None = None
 
 
 class Segmenter:
-    """Segments photos with a trained model: `segmenter(photo).labels`, or many of them by `segment_all`.
+    """Segments photos with a trained model: `segmenter(photo).labels`, or many photos by `segment_all`.
 
-    How is said by `config.inference` (see `fasseg_jax.inference.views`). The network is compiled once for each padded
-    shape of its inputs; later photos of the same shape run at once.
+    `config.inference` selects the mode (see `fasseg_jax.inference.views`). JAX compiles the network once for each
+    padded shape of its inputs; later photos of the same shape run at once.
 
     Attributes:
-      config: the whole configuration; `model` and `inference` are used, and `augmentation.crop` for sliding windows.
+      config: the whole configuration. `model` and `inference` are used, and `augmentation.crop` for sliding windows.
       classes: names and palette of the K classes, or None if not given.
       model: the network.
       variables: its parameters and statistics, on every device.
-      input_shapes: padded (height, width) of the network's inputs so far, each of which was compiled or loaded.
+      input_shapes: padded (height, width) of the network's inputs so far. JAX compiled or loaded a program for each.
     """
 
     def __init__(
@@ -64,10 +68,16 @@ class Segmenter:
         *,
         devices: Sequence[jax.Device] | None = None,
     ):
-        """Make ready to compute on `devices` of this host; by default on the one that JAX chooses.
+        """Prepare to compute on several devices of this host.
+
+        Args:
+          config: the whole configuration.
+          variables: the model's, as `load_checkpoint` reads them.
+          classes: names and palette of the K classes.
+          devices: by default only the device that JAX chooses.
 
         Raises:
-          ValueError: `classes` are not as many as the model's, or `config.inference` makes no sense.
+          ValueError: `classes` are not as many as the model's, or a field of `config.inference` is not allowed.
         """
         if classes is not None:
             check_num_classes(classes, config.model.num_classes)
@@ -76,8 +86,7 @@ class Segmenter:
         self.classes = classes
         self.input_shapes: set[tuple[int, int]] = set()
         self.model = build_model(config.model)
-        devices = list(devices or jnp.zeros(()).devices())
-        self._mesh = Mesh(np.array(devices), (DATA,))
+        self._mesh = Mesh(np.array(list(devices or jnp.zeros(()).devices())), (DATA,))
         self.variables = jax.device_put(variables, replicated(self._mesh))
 
     @classmethod
@@ -88,16 +97,16 @@ class Segmenter:
         inference: Mapping[str, Any] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> "Segmenter":
-        """Load what `save_checkpoint` wrote, for instance by `convert.py`.
+        """Load a checkpoint that `save_checkpoint` wrote, for example in `convert.py`.
 
         Args:
-          path: the checkpoint's folder, or a run's, for its best.
-          inference: fields of its `config.inference` to change, e.g. {"mode": "multi_scale"}.
+          path: the folder of a checkpoint, or of a run, whose best checkpoint is taken.
+          inference: fields of the checkpoint's `config.inference` to change, e.g. {"mode": "multi_scale"}.
           devices: as for the constructor.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
-          ValueError: it is damaged, or holds a backbone alone, or `inference` makes no sense.
+          ValueError: the checkpoint is damaged or holds only a backbone, or a field of `inference` is not allowed.
         """
         checkpoint = load_checkpoint(path)
         if checkpoint.contents != "model":
@@ -112,29 +121,28 @@ class Segmenter:
 
         Args:
           image: uint8 RGB, (H, W, 3), of any size.
-          scores: return the scores as well; they take 4 H W K bytes.
+          scores: also return the scores, which take 4 H W K bytes.
 
         Raises:
-          ValueError: the image is no uint8 array (H, W, 3).
-          FloatingPointError: the weights give numbers that are not finite.
+          ValueError: the image is not a uint8 array (H, W, 3).
+          FloatingPointError: the network's output is not finite.
         """
         [(_, result)] = self._segment([(None, image)], batch_size=1, scores=scores)
         return result
 
     def segment_all(
-        self, photos: Iterable[tuple[Hashable, np.ndarray]], batch_size: int = 1
-    ) -> Iterator[tuple[Hashable, np.ndarray]]:
-        """Labels of many photos, as (key, labels), in any order.
+        self, photos: Iterable[tuple[Key, np.ndarray]], batch_size: int = 1
+    ) -> Iterator[tuple[Key, UInt[np.ndarray, "H W"]]]:
+        """Segment many photos, and yield (key, labels) of each, in any order.
 
-        Photos of the same padded shape share batches, divided over the devices; the last of a shape are filled up. A
-        photo's result does not depend on which others it shares a batch with. On CPUs it does not depend on
-        `batch_size` either, which they ignore: they compute photo by photo, as fast. Elsewhere the compiler may order
-        sums differently for another `batch_size`; scores then differ by rounding.
+        Photos of the same padded shape share batches, which are divided among the devices. A photo's result does not
+        depend on the others in its batch. CPUs ignore `batch_size` and compute photo by photo, just as fast. On other
+        devices the compiler may order sums differently for another `batch_size`, and scores differ by rounding.
 
         Args:
-          photos: of any sizes, each with a key that tells it from others, in messages too. Taken in the caller's
-            thread; some batches' worth of them are in memory at a time.
-          batch_size: inputs of the network on each device at once.
+          photos: (key, image) of each, images as for one photo. Keys differ, and messages name photos by them. Photos
+            are taken in the caller's thread, and a few batches of them are in memory at a time.
+          batch_size: inputs of the network per device.
 
         Raises:
           ValueError, FloatingPointError: as for one photo; the message names the key.
@@ -143,98 +151,105 @@ class Segmenter:
             yield key, result.labels
 
     def _segment(
-        self, photos: Iterable[tuple[Hashable, np.ndarray]], batch_size: int, scores: bool
-    ) -> Iterator[tuple[Hashable, Segmentation]]:
-        devices = self._mesh.devices.flatten()
+        self, photos: Iterable[tuple[Key, np.ndarray]], batch_size: int, scores: bool
+    ) -> Iterator[tuple[Key, Segmentation]]:
+        devices = list(self._mesh.devices.flat)
         per_device = 1 if devices[0].platform in PHOTO_BY_PHOTO else batch_size
-        size = per_device * len(devices)
-        num_classes = self.config.model.num_classes
-        photos = (_Photo(key, image, self.config, num_classes, scores) for key, image in photos)
-        batches = (
-            batch
-            for group in group_photos(photos, lambda photo: photo.views, size)
-            for batch in batches_of(group[0].views.shapes, group, size)
-        )
+        make_input = functools.partial(_network_input, size=per_device * len(devices))
         complete: list[_Photo] = []
-        for batch, images in map_ahead(functools.partial(_network_input, size=size), batches):
-            shape = images.shape[1:3]
-            images = jax.device_put(images, batch_sharding(self._mesh))
-            outputs = _predict(self.model, self._mesh, self.variables, images)
-            if shape not in self.input_shapes:  # it was compiled
-                self.input_shapes.add(shape)
-                release_compiler_memory()
-            # While the devices compute these, whoever asked takes the results of those before.
+        for batch, images in map_ahead(make_input, self._batches(photos, per_device * len(devices), scores)):
+            predictions, finite = self._predict(images)
+            # While the devices compute these, the caller takes the results of the batch before.
             yield from (photo.result() for photo in complete)
-            for (photo, _), output in zip(batch, _divide(outputs, devices, per_device), strict=False):
+            for (photo, _), output in zip(batch, _per_image((predictions, finite), devices, per_device), strict=False):
                 photo.add(*output)
             complete = [photo for photo in dict.fromkeys(photo for photo, _ in batch) if photo.is_complete]
         yield from (photo.result() for photo in complete)
 
+    def _batches(
+        self, photos: Iterable[tuple[Key, np.ndarray]], size: int, scores: bool
+    ) -> Iterator[list[tuple["_Photo", int]]]:
+        """Batches of at most `size` views of one shape: (photo, index of the view)."""
+        num_classes = self.config.model.num_classes
+        planned = (_Photo(key, image, self.config, num_classes, scores) for key, image in photos)
+        for group in group_photos(planned, operator.attrgetter("views"), size):
+            yield from batches_of(group[0].views.shapes, group, size)
+
+    def _predict(self, images: Float32[np.ndarray, "B h w 3"]) -> tuple[ViewPrediction, Bool[Array, "B"]]:
+        """`_predict`, with the batch divided among the devices."""
+        prediction = _predict(
+            self.model, self._mesh, self.variables, jax.device_put(images, batch_sharding(self._mesh))
+        )
+        shape = (images.shape[1], images.shape[2])
+        if shape not in self.input_shapes:  # JAX has just compiled the network for it
+            self.input_shapes.add(shape)
+            release_compiler_memory()
+        return prediction
+
 
 class _Photo:
-    """A photo on its way: its views, and what has been computed of them."""
+    """A photo in progress: its views, and what has been computed of them."""
 
-    def __init__(self, key: Hashable, image: np.ndarray, config: ConfigDict, num_classes: int, scores: bool):
+    def __init__(self, key: Any, image: np.ndarray, config: ConfigDict, num_classes: int, scores: bool):
         self._key = key
         try:
             self.views = PhotoViews(image, config)
         except ValueError as error:
             raise ValueError(self._named(error)) from None
-        kinds = (False, True) if scores else (False,)
-        arguments = self.views.size, self.views.placements, num_classes
-        self._canvases = [Canvas(*arguments, kind) for kind in kinds]
-        self._finite: list[jax.Array] = []
+        placements = self.views.placements
+        self._labels = Canvas(self.views.size, placements, num_classes)
+        self._scores = Canvas(self.views.size, placements, num_classes, scores=True) if scores else None
+        self._finite: list[Array] = []
 
-    def add(self, class_probabilities: jax.Array, mask_logits: jax.Array, finite: jax.Array) -> None:
-        """Take the network's output for the next view."""
+    def add(self, prediction: ViewPrediction, finite: Bool[Array, ""]) -> None:
+        """Take the prediction of the next view, and whether all of it is finite."""
         self._finite.append(finite)
-        for canvas in self._canvases:
-            canvas.add(ViewPrediction(class_probabilities, mask_logits))
+        self._labels.add(prediction)
+        if self._scores:
+            self._scores.add(prediction)
 
     @property
     def is_complete(self) -> bool:
         return len(self._finite) == len(self.views.placements)
 
-    def result(self) -> tuple[Hashable, Segmentation]:
+    def result(self) -> tuple[Any, Segmentation]:
         if not all(jax.device_get(self._finite)):
             raise FloatingPointError(self._named("the network's output is not finite: are the weights damaged?"))
-        return self._key, Segmentation(*(canvas.finish() for canvas in self._canvases))
+        return self._key, Segmentation(self._labels.finish(), self._scores.finish() if self._scores else None)
 
     def _named(self, message: object) -> str:
         return str(message) if self._key is None else f"{self._key}: {message}"
 
 
-def _network_input(batch: list[tuple[_Photo, int]], size: int) -> np.ndarray:
-    """Inputs of one shape, (size, h, w, 3); where a batch has fewer the last is repeated."""
+def _network_input(batch: list[tuple[_Photo, int]], size: int) -> Float32[np.ndarray, "{size} h w 3"]:
+    """The network's input for a batch; if it has fewer views than `size`, the last is repeated."""
     images = [photo.views.input(index) for photo, index in batch]
     return np.stack(images + images[-1:] * (size - len(images)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _predict(model: FASeg, mesh: Mesh, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Class probabilities (B, Q, K), mask logits (B, H/4, W/4, Q) of normalised, padded images; if all is finite (B,).
-
-    Each device computes its share of the batch by itself.
-    """
+def _predict(
+    model: FASeg, mesh: Mesh, variables: dict[str, Any], images: Float32[Array | np.ndarray, "B h w 3"]
+) -> tuple[ViewPrediction, Bool[Array, "B"]]:
+    """Predict normalized, padded images, each device its part of the batch; also whether each prediction is finite."""
 
     def predict(variables, images):
         predictions = model.apply(variables, images, train=False)
         class_logits = predictions.class_logits.astype(jnp.float32)
         mask_logits = predictions.mask_logits.astype(jnp.float32).transpose(0, 2, 3, 1)  # (B, Q, h, w) -> (B, h, w, Q)
         finite = jnp.isfinite(class_logits).all((1, 2)) & jnp.isfinite(mask_logits).all((1, 2, 3))
-        return jax.nn.softmax(class_logits)[..., :-1], mask_logits, finite
+        return ViewPrediction(jax.nn.softmax(class_logits)[..., :-1], mask_logits), finite
 
-    shares = PartitionSpec(DATA)
-    return jax.shard_map(
-        predict, mesh=mesh, in_specs=(PartitionSpec(), shares), out_specs=(shares, shares, shares), check_vma=False
-    )(variables, images)
+    divided = PartitionSpec(DATA)
+    return jax.shard_map(predict, mesh=mesh, in_specs=(PartitionSpec(), divided), out_specs=divided, check_vma=False)(
+        variables, images
+    )
 
 
-def _divide(
-    outputs: tuple[jax.Array, ...], devices: Sequence[jax.Device], per_device: int
-) -> Iterator[tuple[jax.Array, ...]]:
+def _per_image(outputs: Any, devices: Sequence[jax.Device], per_device: int) -> Iterator[Any]:
     """The outputs for each image of a batch, on the device that computed them."""
-    shards = [{shard.device: shard.data for shard in output.addressable_shards} for output in outputs]
+    leaves, structure = jax.tree.flatten(outputs)
+    shards = [{shard.device: shard.data for shard in leaf.addressable_shards} for leaf in leaves]
     for device in devices:
         for index in range(per_device):
-            yield tuple(shard[device][index] for shard in shards)
+            yield jax.tree.unflatten(structure, [shard[device][index] for shard in shards])
