@@ -13,7 +13,7 @@ from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.read_ahead import map_ahead
 
-__all__ = ["ImageResult", "evaluate", "evaluate_images", "share_of_host", "sum_counts"]
+__all__ = ["ImageResult", "evaluate_source", "evaluate_images", "share_of_host", "sum_counts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,9 @@ def share_of_host(indices: Iterable[int]) -> list[int]:
     return list(indices)[jax.process_index() :: jax.process_count()]
 
 
-def evaluate(segmenter: Segmenter, source: Source, ignore_label: int, stride: int = 1, num_threads: int = 1) -> Counts:
+def evaluate_source(
+    segmenter: Segmenter, source: Source, ignore_label: int, stride: int = 1, num_threads: int = 1
+) -> Counts:
     """Count, without boundaries, in every `stride`-th sample; each host takes its share, all get the result."""
     num_classes = len(source.classes)
     indices = share_of_host(range(0, len(source), stride))

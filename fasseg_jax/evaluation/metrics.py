@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = [
     "Counts",
-    "Metrics",
+    "SegmentationMetrics",
     "boundary_distance",
     "count",
     "find_boundary",
@@ -67,7 +67,7 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Metrics:
+class SegmentationMetrics:
     """Shares from 0 to 1; NaN where undefined, as for classes that neither truth nor prediction holds.
 
     Means are over the classes that the ground truth holds.
@@ -139,14 +139,14 @@ def count(
     return Counts(joint.sum(axis=(2, 3)), both, either)
 
 
-def metrics_of(counts: Counts) -> Metrics:
+def metrics_of(counts: Counts) -> SegmentationMetrics:
     """The metrics that follow from counts: IoU = tp / (tp + fp + fn), accuracy = tp / (tp + fn)."""
     right = np.diagonal(counts.confusion)
     truth, predicted = counts.confusion.sum(axis=1), counts.confusion.sum(axis=0)
     present = truth > 0
     iou, accuracy = _ratio(right, truth + predicted - right), _ratio(right, truth)
     boundary_iou = _ratio(counts.boundary_intersection, counts.boundary_union)
-    return Metrics(
+    return SegmentationMetrics(
         mean_iou=_mean(iou[present]),
         frequency_weighted_iou=float(_ratio((truth[present] * iou[present]).sum(), truth.sum())),
         mean_accuracy=_mean(accuracy[present]),

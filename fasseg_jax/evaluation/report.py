@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.evaluation.metrics import Counts, Metrics, count, most_confused
+from fasseg_jax.evaluation.metrics import Counts, SegmentationMetrics, count, most_confused
 from fasseg_jax.evaluation.tables import COLUMNS, MEANS, percent, table_order
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.visualization.confusion_matrix import confusion_cells, row_shares
@@ -51,7 +51,7 @@ class PicturedImage:
 
 def write_report(
     path: str | Path,
-    metrics: Metrics,
+    metrics: SegmentationMetrics,
     counts: Counts,
     classes: ClassTable,
     best: list[PicturedImage],
@@ -125,7 +125,7 @@ def _headings() -> str:
     )
 
 
-def _class_row(class_id: int, metrics: Metrics, classes: ClassTable) -> str:
+def _class_row(class_id: int, metrics: SegmentationMetrics, classes: ClassTable) -> str:
     name = escape(classes.names[class_id])
     cells = [
         f'<td data-value="{class_id}">{class_id}</td>',

@@ -11,7 +11,7 @@ from PIL import Image
 from fasseg_jax.data import Source
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
-from fasseg_jax.evaluation.metrics import Counts, Metrics, image_score, metrics_of
+from fasseg_jax.evaluation.metrics import Counts, SegmentationMetrics, image_score, metrics_of
 from fasseg_jax.evaluation.report import PicturedImage, write_report
 from fasseg_jax.evaluation.tables import write_csv, write_json
 from fasseg_jax.inference.segmenter import Segmenter
@@ -49,7 +49,9 @@ def picture_images(
     return pictured
 
 
-def write_numbers(folder: Path, counts: Counts, metrics: Metrics, classes: ClassTable, facts: dict[str, Any]) -> None:
+def write_numbers(
+    folder: Path, counts: Counts, metrics: SegmentationMetrics, classes: ClassTable, facts: dict[str, Any]
+) -> None:
     """Write metrics.json (with `facts`), per_class.csv and confusion.png."""
     write_json(folder / "metrics.json", metrics, classes, facts)
     write_csv(folder / "per_class.csv", metrics, classes)
@@ -74,7 +76,7 @@ def write_images(file: Path, results: list[ImageResult], names: dict[int, str], 
 def write_pictures(
     folder: Path,
     counts: Counts,
-    metrics: Metrics,
+    metrics: SegmentationMetrics,
     classes: ClassTable,
     best: list[PicturedImage],
     worst: list[PicturedImage],

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.evaluation.metrics import Metrics
+from fasseg_jax.evaluation.metrics import SegmentationMetrics
 from fasseg_jax.runtime.files import Path
 
 __all__ = ["COLUMNS", "MEANS", "percent", "print_table", "table_order", "write_csv", "write_json"]
@@ -34,7 +34,7 @@ COLUMNS = {
 BAR_WIDTH = 12  # letters
 
 
-def print_table(metrics: Metrics, classes: ClassTable, console: Console) -> None:
+def print_table(metrics: SegmentationMetrics, classes: ClassTable, console: Console) -> None:
     """Print a line for each class, the best first, and below them the metrics of the whole, in percent.
 
     Classes that the truth lacks, which count in no mean, come before all others and are pale.
@@ -62,13 +62,13 @@ def print_table(metrics: Metrics, classes: ClassTable, console: Console) -> None
     console.print(f" [dim]Means are over the {num_present} classes (of {len(classes)}) that the truth holds.[/dim]")
 
 
-def table_order(metrics: Metrics) -> list[int]:
+def table_order(metrics: SegmentationMetrics) -> list[int]:
     """Class ids, those of the lowest IoU first; classes that the truth lacks last."""
     present = metrics.truth_share > 0
     return np.lexsort((np.nan_to_num(metrics.iou), ~present)).tolist()
 
 
-def write_json(path: str | Path, metrics: Metrics, classes: ClassTable, extra: dict[str, Any]) -> None:
+def write_json(path: str | Path, metrics: SegmentationMetrics, classes: ClassTable, extra: dict[str, Any]) -> None:
     """Write the metrics as JSON: the entries of `extra`, "metrics" of the whole, and a list "classes" in order of ids.
 
     Shares are from 0 to 1, null where undefined.
@@ -89,7 +89,7 @@ def write_json(path: str | Path, metrics: Metrics, classes: ClassTable, extra: d
     Path(path).write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_csv(path: str | Path, metrics: Metrics, classes: ClassTable) -> None:
+def write_csv(path: str | Path, metrics: SegmentationMetrics, classes: ClassTable) -> None:
     """Write a line for each class as CSV, in order of ids; shares from 0 to 1, empty where undefined."""
     with Path(path).open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fasseg_jax.data import Source
-from fasseg_jax.evaluation.evaluate import evaluate
+from fasseg_jax.evaluation.evaluate import evaluate_source
 from fasseg_jax.evaluation.metrics import metrics_of
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.distributed import fetch_replicated
@@ -36,7 +36,7 @@ class Evaluator:
         variables = fetch_replicated(state.variables(), self._mesh)
         segmenter = Segmenter(self._config, variables, self._source.classes, devices=jax.local_devices())
         data, stride = self._config.data, self._config.train.evaluation_stride
-        metrics = metrics_of(evaluate(segmenter, self._source, data.ignore_label, stride, data.num_threads))
+        metrics = metrics_of(evaluate_source(segmenter, self._source, data.ignore_label, stride, data.num_threads))
         self._log.numbers(step, {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy})
         self._log.say(f"Step {step}: mIoU {metrics.mean_iou:.4f}, pixel accuracy {metrics.pixel_accuracy:.4f}")
         if jax.process_index() == 0:

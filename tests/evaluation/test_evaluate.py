@@ -11,7 +11,7 @@ from fasseg_jax.config import load_config
 from fasseg_jax.data import DataError, Sample
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.data.sources.shapes import ShapesSource
-from fasseg_jax.evaluation.evaluate import ImageResult, evaluate, evaluate_images, sum_counts
+from fasseg_jax.evaluation.evaluate import ImageResult, evaluate_images, evaluate_source, sum_counts
 from fasseg_jax.evaluation.metrics import Counts
 from fasseg_jax.evaluation.progress import EvaluationProgress, OtherEvaluationError, describe_evaluation
 from fasseg_jax.evaluation.submission import result_name, submission_ids, write_labels
@@ -91,7 +91,7 @@ def test_images_are_counted(num_threads):
 
 
 def test_every_second_image_without_boundaries():
-    counts = evaluate(StandIn(), Images(), 255, stride=2)
+    counts = evaluate_source(StandIn(), Images(), 255, stride=2)
     np.testing.assert_array_equal(counts.confusion, expected(range(0, 7, 2)))
     assert not counts.boundary_union.any()
 
