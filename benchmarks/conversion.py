@@ -23,14 +23,16 @@ import jax, jax.numpy as jnp, torch
 from flax import traverse_util
 from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.config import load_config
-from fasseg_jax.weights.names.official import MODEL_RULES
+from fasseg_jax.weights.names.official import official_rules
 
-model = build_model(load_config(sys.argv[1]).model)
+config = load_config(sys.argv[1])
+model = build_model(config.model)
+rules = official_rules(config.model.backbone.kind)
 shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
 state_dict = {}
 for tree in shapes.values():
     for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
-        rule, name = next((rule, name) for rule in MODEL_RULES if (name := rule.name_of(path)))
+        rule, name = next((rule, name) for rule in rules if (name := rule.name_of(path)))
         axes = rule.axes or tuple(range(leaf.ndim))
         state_dict[name] = torch.randn([leaf.shape[axes.index(i)] for i in range(leaf.ndim)])
 torch.save({"model": state_dict}, sys.argv[2])

@@ -97,7 +97,7 @@ def _write_weights(weights: str, output: str, overwrite: bool, hugging_face: boo
         write_hugging_face(output, config, variables, classes, overwrite)
         next_step = f'Mask2FormerForUniversalSegmentation.from_pretrained("{output}"), of transformers'
     else:
-        write_state_dict(output, to_state_dict(variables), overwrite)
+        write_state_dict(output, to_state_dict(variables, config.model), overwrite)
         next_step = "the official programs read this file" if output.endswith(".pth") else "safetensors reads this file"
     return [*_facts(checkpoint.contents, variables, classes, config.data.dataset), ("next", next_step)]
 

@@ -107,7 +107,7 @@ def write_hugging_face(
     """
     folder = Path(folder)
     description = describe_model(config, classes)
-    state_dict = to_state_dict(variables, "hugging_face")
+    state_dict = to_state_dict(variables, config.model, "hugging_face")
     state_dict |= _unused(state_dict, config)
     if folder.is_file():
         raise FileExistsError(f"{folder}: is a file; name a directory")

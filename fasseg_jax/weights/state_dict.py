@@ -1,10 +1,11 @@
-"""PyTorch weights as Flax variables and back: the tables of names applied, and checked in both directions."""
+"""PyTorch weights as Flax variables and back: applies the tables of names, and checks the result in both directions."""
 
 import collections
+import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,30 +15,34 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.weights.names.backbones import BACKBONE_RULES, TORCHVISION_RULES
-from fasseg_jax.weights.names.hugging_face import HUGGING_FACE_RULES, IGNORED_OF_HUGGING_FACE
-from fasseg_jax.weights.names.official import IGNORED, IGNORED_OF_BACKBONES, MODEL_RULES, RENAMED
-from fasseg_jax.weights.names.rules import Rule
+from fasseg_jax.weights.backbones import FOREIGN_BACKBONES
+from fasseg_jax.weights.names.hugging_face import IGNORED_OF_HUGGING_FACE, hugging_face_rules
+from fasseg_jax.weights.names.official import IGNORED, RENAMED, official_rules
+from fasseg_jax.weights.names.rules import Rule, find_rule
 
 __all__ = ["Naming", "convert_backbone", "convert_state_dict", "holds_whole_model", "to_state_dict"]
 
-# Whose names a state dict has: those of the official programs, or those of Hugging Face's transformers (Mask2Former).
+# The program whose names a state dict has: the official one, or Hugging Face's transformers (Mask2Former).
 Naming = Literal["official", "hugging_face"]
 
-WHOLE_MODELS = {"official": (MODEL_RULES, IGNORED), "hugging_face": (HUGGING_FACE_RULES, IGNORED_OF_HUGGING_FACE)}
+# Naming -> the table of names for a kind of backbone, and the names that are not read.
+TABLES: dict[Naming, tuple[Callable[[str], list[Rule]], re.Pattern[str]]] = {
+    "official": (official_rules, IGNORED),
+    "hugging_face": (hugging_face_rules, IGNORED_OF_HUGGING_FACE),
+}
 
-logger = logging.getLogger(__name__)
-
-# In an error message; of longer lists, names that differ in their numbers alone share a line.
+# In longer lists of an error message, names that differ only in their numbers share a line.
 NAMES_LISTED_SINGLY = 40
 
 CLASS_HEAD = "decoder/class_embed/"
 
 PROBLEMS = ("missing", "unexpected", "of another shape", "not floating-point numbers", "not finite (NaN or infinite)")
 
+logger = logging.getLogger(__name__)
+
 
 def holds_whole_model(state_dict: Mapping[str, np.ndarray]) -> bool:
-    """Whether the names are those of the official FASeg or Mask2Former; if not, `convert_backbone` is to be tried."""
+    """Whether the names are those of the official FASeg or Mask2Former; otherwise try `convert_backbone`."""
     return any(name.startswith("sem_seg_head.") for name in state_dict)
 
 
@@ -52,43 +57,70 @@ def convert_state_dict(
     Args:
       state_dict: PyTorch name -> array of floating-point numbers.
       model_config: `config.model` of the same model.
-      new_class_head: initialise `class_embed` anew, with a fixed seed, whatever the state dict holds of it.
-      naming: whose names those are.
+      new_class_head: ignore the `class_embed` of the state dict and initialize a new one, with a fixed seed.
+      naming: the program whose names the state dict has.
 
     Returns:
-      Flax variables, {"params": ...} and, with batch norm, "batch_stats"; NumPy arrays, float32, which may be
-      views of the given ones.
+      Flax variables, {"params": ...} and, with batch norm, "batch_stats": NumPy arrays, float32, possibly views of the
+      given ones.
 
     Raises:
-      ValueError: names are missing, unexpected or of another shape than the model's, or values are not finite
-        floating-point numbers; one message lists them all.
+      ValueError: names are missing or unexpected, shapes differ from the model's, or values are not finite
+        floating-point numbers. One message lists them all.
     """
-    rules, ignored = WHOLE_MODELS[naming]
-    wanted = _variable_shapes(model_config)
-    new = set()
+    rules_for, ignored = TABLES[naming]
+    rules = rules_for(model_config.backbone.kind)
+    wanted = _variables_of(model_config)
+    new: set[str] = set()
     if new_class_head:
         new = {path for path in wanted if path.startswith(CLASS_HEAD)}
         state_dict = {name: value for name, value in state_dict.items() if not _is_of_class_head(name, rules)}
-        logger.warning("The class head is initialised anew, for %d classes.", model_config.num_classes)
-    return _convert(rules, state_dict, model_config, wanted, new, ignored)
+        logger.warning("The class head gets new random weights, for %d classes.", model_config.num_classes)
+    return _convert(rules, state_dict, model_config, wanted, new, [ignored])
 
 
-def to_state_dict(variables: Mapping[str, Any], naming: Naming = "official") -> dict[str, np.ndarray]:
-    """The inverse of `convert_state_dict`: the weights of a whole model under their PyTorch names.
+def convert_backbone(state_dict: Mapping[str, np.ndarray], model_config: ConfigDict) -> dict[str, Any]:
+    """Convert the weights of a backbone that was trained on ImageNet.
 
     Args:
-      variables: Flax variables, NumPy or JAX arrays; those of Mask2Former for the names of transformers.
-      naming: whose names to use.
+      state_dict: PyTorch name -> array of floating-point numbers: a ResNet with the names of torchvision or Detectron2,
+        or a Swin transformer with its authors' names. The classifier is ignored.
+      model_config: `config.model` with the same backbone.
 
     Returns:
-      {PyTorch name: array}, contiguous and of the same dtype, bit for bit the same numbers. What the official programs
-      compute anew (relative position indices, the classes' weights of the loss) is not there.
+      Flax variables as of `convert_state_dict`, but only the backbone's: {"params": {"backbone": ...}, ...}. The norms
+      of a Swin transformer's outputs, which ImageNet models lack, have their initial values.
 
     Raises:
-      ValueError: variables that have no such names.
+      ValueError: as `convert_state_dict`.
     """
-    rules, _ = WHOLE_MODELS[naming]
-    state_dict, nameless = {}, []
+    backbone = FOREIGN_BACKBONES[model_config.backbone.kind]
+    rules = max(backbone.imagenet, key=lambda rules: sum(find_rule(name, rules) is not None for name in state_dict))
+    wanted = {path: variable for path, variable in _variables_of(model_config).items() if path.startswith("backbone/")}
+    absent = {path for path in wanted if backbone.not_in_imagenet and backbone.not_in_imagenet.search(path)}
+    return _convert(rules, state_dict, model_config, wanted, absent, [IGNORED, backbone.classifier])
+
+
+def to_state_dict(
+    variables: Mapping[str, Any], model_config: ConfigDict, naming: Naming = "official"
+) -> dict[str, np.ndarray]:
+    """Rename the weights of a model or a backbone to PyTorch's names: the inverse of `convert_state_dict`.
+
+    Args:
+      variables: Flax variables, NumPy or JAX arrays; for the names of transformers, a Mask2Former's.
+      model_config: `config.model` of the same model.
+      naming: the program whose names the result has.
+
+    Returns:
+      {PyTorch name: array}, contiguous, bit for bit the same numbers in the same dtype. It lacks what the official
+      programs compute themselves: relative position indices, the loss's class weights.
+
+    Raises:
+      ValueError: the table has no name for some of the variables.
+    """
+    rules = TABLES[naming][0](model_config.backbone.kind)
+    state_dict: dict[str, np.ndarray] = {}
+    nameless = []
     for tree in variables.values():
         for path, value in traverse_util.flatten_dict(tree, sep="/").items():
             named = [(name, rule) for rule in rules if (name := rule.name_of(path))]
@@ -102,103 +134,114 @@ def to_state_dict(variables: Mapping[str, Any], naming: Naming = "official") -> 
     return state_dict
 
 
-def convert_backbone(state_dict: Mapping[str, np.ndarray], model_config: ConfigDict) -> dict[str, Any]:
-    """Convert the weights of a backbone alone, as trained on ImageNet.
+@dataclasses.dataclass(frozen=True)
+class _Variable:
+    """A variable of the model."""
 
-    Args:
-      state_dict: PyTorch name -> array of floating-point numbers; a ResNet with the names of torchvision or Detectron2,
-        or a Swin transformer with those of its authors. The classifier is left out.
-      model_config: `config.model` with the same backbone.
-
-    Returns:
-      Flax variables as `convert_state_dict` has them, of the backbone alone: {"params": {"backbone": ...}, ...}. The
-      norms of a Swin transformer's outputs, which ImageNet models lack, keep their initial values.
-
-    Raises:
-      ValueError: as `convert_state_dict`.
-    """
-    wanted = {path: shape for path, shape in _variable_shapes(model_config).items() if path.startswith("backbone/")}
-    rules = TORCHVISION_RULES if "layer1.0.conv1.weight" in state_dict else BACKBONE_RULES
-    output_norms = {path for path in wanted if re.match(r"backbone/norm\d/", path)}
-    return _convert(rules, state_dict, model_config, wanted, output_norms, IGNORED_OF_BACKBONES)
+    collection: str
+    shape: tuple[int, ...]
 
 
-def _variable_shapes(model_config: ConfigDict) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Path without collection -> (collection, shape) of all the model's variables."""
+def _variables_of(model_config: ConfigDict) -> dict[str, _Variable]:
+    """All variables of the model, by their paths without the collection."""
     variables = jax.eval_shape(lambda: initial_variables(build_model(model_config), 0))
     return {
-        path: (collection, leaf.shape)
+        path: _Variable(collection, leaf.shape)
         for collection, tree in variables.items()
         for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()
     }
 
 
 def _initial_values(model_config: ConfigDict, paths: set[str]) -> dict[str, np.ndarray]:
-    """The parameters at these paths as the model initialises them, with a fixed seed."""
+    """The model's initial parameters at these paths, with a fixed seed."""
 
-    @jax.jit  # leaves the rest of the initialisation out
-    def initialise() -> dict[str, jax.Array]:
+    @jax.jit  # XLA leaves out the rest of the initialization
+    def initialize() -> dict[str, jax.Array]:
         parameters = traverse_util.flatten_dict(initial_variables(build_model(model_config), 0)["params"], sep="/")
         return {path: parameters[path] for path in paths}
 
-    return jax.device_get(initialise())
+    return jax.device_get(initialize())
 
 
 def _convert(
-    rules: list[Rule],
+    rules: Sequence[Rule],
     state_dict: Mapping[str, np.ndarray],
     model_config: ConfigDict,
-    wanted: dict[str, tuple[str, tuple[int, ...]]],
+    wanted: dict[str, _Variable],
     optional: set[str],
-    ignored: re.Pattern,
+    ignored: list[re.Pattern[str]],
 ) -> dict[str, Any]:
-    """Flax variables by the rules; of the wanted paths only the optional may be missing, and are then initialised."""
-    parts = collections.defaultdict(dict)  # path -> number of the part -> array
-    problems = {kind: {} for kind in PROBLEMS}  # kind -> name -> details
-    for name, value in state_dict.items():
-        if ignored.search(name):
-            continue
-        current_name = functools.reduce(lambda text, change: change[0].sub(change[1], text), RENAMED, name)
-        rule, path = next(((rule, path) for rule in rules if (path := rule.path_of(current_name))), (None, None))
-        if path not in wanted or rule.part[0] in parts[path]:
-            problems["unexpected"][name] = "" if path not in wanted else f" (is {current_name}, which is there as well)"
-            continue
-        value = np.asarray(value)
-        kind, details = _problem(value, rule.shape_of(wanted[path][1]))
-        if kind:
-            problems[kind][name] = details
-        parts[path][rule.part[0]] = value if kind else rule.to_flax(value.astype(np.float32, copy=False))
+    """Flax variables at all wanted paths. Only the optional ones may be missing; they get initial values."""
+    read = {name: value for name, value in state_dict.items() if not any(names.search(name) for names in ignored)}
+    parts, problems = _sort_into_variables(rules, read, wanted)
     new = optional - parts.keys()
-    for path in wanted.keys() - new:
-        for rule in rules:
-            if (name := rule.name_of(path)) and rule.part[0] not in parts[path]:
-                problems["missing"][name] = ""
+    problems["missing"] = dict.fromkeys(_missing_names(rules, parts, wanted.keys() - new), "")
     if any(problems.values()):
         raise ValueError(_describe(problems, rules))
     values = _initial_values(model_config, new) if new else {}
     for path in wanted.keys() - new:
         arrays = [parts[path][i] for i in sorted(parts[path])]
         values[path] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-    return traverse_util.unflatten_dict({f"{wanted[path][0]}/{path}": value for path, value in values.items()}, sep="/")
+    return traverse_util.unflatten_dict(
+        {f"{wanted[path].collection}/{path}": value for path, value in values.items()}, sep="/"
+    )
 
 
-def _problem(value: np.ndarray, shape: tuple[int, ...]) -> tuple[str | None, str]:
-    """What is wrong with a parameter of the wanted shape, if anything, and details."""
+def _sort_into_variables(
+    rules: Sequence[Rule], state_dict: Mapping[str, np.ndarray], wanted: dict[str, _Variable]
+) -> tuple[dict[str, dict[int, np.ndarray]], dict[str, dict[str, str]]]:
+    """Path -> number of the part -> array; and kind of problem -> PyTorch name -> details."""
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    problems: dict[str, dict[str, str]] = {kind: {} for kind in PROBLEMS}
+    for name, value in state_dict.items():
+        current_name = functools.reduce(lambda text, change: change[0].sub(change[1], text), RENAMED, name)
+        found = find_rule(current_name, rules)
+        if found is None or found[1] not in wanted:
+            problems["unexpected"][name] = ""
+            continue
+        rule, path = found
+        number = rule.part[0]
+        if number in parts.setdefault(path, {}):
+            problems["unexpected"][name] = f" (is {current_name}, which is there as well)"
+            continue
+        array = np.asarray(value)
+        if problem := _problem(array, rule.shape_of(wanted[path].shape)):
+            kind, details = problem
+            problems[kind][name] = details
+            parts[path][number] = array  # it is there, so it is not reported as missing
+        else:
+            parts[path][number] = rule.to_flax(array.astype(np.float32, copy=False))
+    return parts, problems
+
+
+def _missing_names(
+    rules: Sequence[Rule], parts: Mapping[str, Mapping[int, np.ndarray]], paths: Iterable[str]
+) -> list[str]:
+    return [
+        name
+        for path in paths
+        for rule in rules
+        if (name := rule.name_of(path)) and rule.part[0] not in parts.get(path, {})
+    ]
+
+
+def _problem(value: np.ndarray, shape: tuple[int, ...]) -> tuple[str, str] | None:
+    """The kind of problem and details, if the value does not fit a parameter of this shape."""
     if value.shape != shape:
         return "of another shape", f" is {value.shape}, the model's is {shape}"
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return "not floating-point numbers", f" is {value.dtype}"
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is reported
         finite = np.isfinite(value.astype(np.float32, copy=False)).all()
-    return (None, "") if finite else ("not finite (NaN or infinite)", "")
+    return None if finite else ("not finite (NaN or infinite)", "")
 
 
-def _is_of_class_head(name: str, rules: list[Rule]) -> bool:
+def _is_of_class_head(name: str, rules: Sequence[Rule]) -> bool:
     return any((rule.path_of(name) or "").startswith(CLASS_HEAD) for rule in rules)
 
 
-def _describe(problems: dict[str, dict[str, str]], rules: list[Rule]) -> str:
-    """One message of all problems."""
+def _describe(problems: dict[str, dict[str, str]], rules: Sequence[Rule]) -> str:
+    """One message about all problems."""
     lines = ["the weights do not fit the model of this configuration:"]
     for kind, names in problems.items():
         if names:
@@ -214,6 +257,7 @@ def _describe(problems: dict[str, dict[str, str]], rules: list[Rule]) -> str:
 
 
 def _list_names(names: dict[str, str]) -> list[str]:
+    """Names with their details, a line each; in long lists a line for all that differ only in their numbers."""
     if len(names) <= NAMES_LISTED_SINGLY:
         return [name + details for name, details in names.items()]
     groups = collections.defaultdict(list)

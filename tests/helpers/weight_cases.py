@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from fasseg_jax.config import load_config, resnet, swin
 from fasseg_jax.models.fasseg import build_model
-from fasseg_jax.weights.names.official import MODEL_RULES
+from fasseg_jax.weights.names.official import official_rules
 from tests.helpers import GOLDEN
 
 # model -> {"config", "parameters" (their number), "state_dict": {PyTorch name: shape}} of the official programs
@@ -46,10 +46,11 @@ def model_shapes(config):
 def tiny_state_dict(config):
     """Random values under the PyTorch names of the model's variables."""
     rng = np.random.default_rng(0)
+    rules = official_rules(config.model.backbone.kind)
     state_dict = {}
     for path, shape in model_shapes(config).items():
         path = path.partition("/")[2]
-        rule, name = next((rule, name) for rule in MODEL_RULES if (name := rule.name_of(path)))
+        rule, name = next((rule, name) for rule in rules if (name := rule.name_of(path)))
         value = rng.random(shape, np.float32)
         state_dict[name] = value if rule.axes is None else value.transpose(np.argsort(rule.axes))
     return state_dict

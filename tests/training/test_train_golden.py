@@ -16,13 +16,14 @@ from fasseg_jax.losses.criterion import segmentation_loss
 from fasseg_jax.losses.points import SamplingPoints
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.training.optimizer import learning_rate_schedule, make_optimizer, parameter_groups
-from fasseg_jax.weights.names.official import MODEL_RULES
+from fasseg_jax.weights.names.official import official_rules
 from tests.golden.synthetic_weights import synthetic_state_dict
 from tests.helpers import GOLDEN
 from tests.helpers.weight_cases import OFFICIAL
 from tests.losses.test_loss import binary_cross_entropy_and_dice, sample
 
 STEPS = 3
+RULES = official_rules("resnet")
 # Of the gradients' global norm: parameters with less (their gradient is zero but for rounding) are not compared, as
 # Adam scales up noise.
 SMALLEST_GRADIENT = 1e-5
@@ -58,7 +59,7 @@ def by_official_name(tree) -> dict[str, np.ndarray]:
     """Leaves as PyTorch has them, by its names."""
     leaves = {}
     for path, value in flatten_dict(tree, sep="/").items():
-        rule, name = next((rule, name) for rule in MODEL_RULES if (name := rule.name_of(path)))
+        rule, name = next((rule, name) for rule in RULES if (name := rule.name_of(path)))
         leaves[name] = np.asarray(value).transpose(np.argsort(rule.axes)) if rule.axes else np.asarray(value)
     return leaves
 
@@ -118,7 +119,7 @@ def test_groups_and_rates(golden, run):
 
 
 def path_of(name: str) -> str:
-    return next(path for rule in MODEL_RULES if (path := rule.path_of(name)))
+    return next(path for rule in RULES if (path := rule.path_of(name)))
 
 
 def unflatten(leaves):

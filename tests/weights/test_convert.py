@@ -98,7 +98,7 @@ def test_what_does_not_go_together(tmp_path):
     convert(config, file, out, False, False)
     with pytest.raises(ValueError, match="leave --config and --new_class_head out"):
         convert(config, out, str(tmp_path / "back.pth"), False, False)
-    with pytest.raises(ValueError, match="Mask2Former alone, not FASeg"):
+    with pytest.raises(ValueError, match="transformers has only Mask2Former, not FASeg"):
         convert(None, out, str(tmp_path / "theirs"), False, False, hugging_face=True)
     with pytest.raises(ValueError, match="not a checkpoint directory"):
         convert(None, str(tmp_path), str(tmp_path / "back.pth"), False, False)

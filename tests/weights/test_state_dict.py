@@ -8,8 +8,8 @@ import pytest
 from flax import traverse_util
 
 from fasseg_jax.config import load_config
-from fasseg_jax.weights.names.backbones import BACKBONE_RULES, TORCHVISION_RULES
-from fasseg_jax.weights.names.official import MODEL_RULES
+from fasseg_jax.weights.backbones.resnet import DETECTRON2, TORCHVISION
+from fasseg_jax.weights.names.official import official_rules
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
 from tests.helpers.weight_cases import OFFICIAL, model_shapes, official_state_dict, tiny_config, tiny_state_dict
 
@@ -45,10 +45,11 @@ def test_official_names_and_shapes_fit_the_model(model):
 
 @pytest.mark.parametrize("model", OFFICIAL)
 def test_each_name_has_one_rule_and_comes_back_from_its_path(model):
+    rules = official_rules(load_config(OFFICIAL[model]["config"]).model.backbone.kind)
     for name in OFFICIAL[model]["state_dict"]:
-        (rule,) = [rule for rule in MODEL_RULES if rule.path_of(name)]
+        (rule,) = [rule for rule in rules if rule.path_of(name)]
         path = rule.path_of(name)
-        assert [other.name_of(path) for other in MODEL_RULES if other.name_of(path)] == [name]
+        assert [other.name_of(path) for other in rules if other.name_of(path)] == [name]
 
 
 def test_values_go_where_they_belong():
@@ -116,7 +117,7 @@ def test_swin_values_go_where_they_belong():
 def test_back_to_pytorch_bit_for_bit(backbone):
     config = tiny_config(backbone)
     state_dict = tiny_state_dict(config)
-    back = to_state_dict(convert_state_dict(state_dict, config.model))
+    back = to_state_dict(convert_state_dict(state_dict, config.model), config.model)
     assert back.keys() == state_dict.keys()
     for name, value in back.items():
         assert value.flags.c_contiguous
@@ -125,15 +126,15 @@ def test_back_to_pytorch_bit_for_bit(backbone):
 
 def test_names_are_those_of_the_official_program_again():
     state_dict = official_state_dict("mask2former_r50_ade20k")
-    variables = convert_state_dict(state_dict, load_config("configs/ade20k.py:mask2former_r50").model)
-    back = to_state_dict(variables)
+    config = load_config("configs/ade20k.py:mask2former_r50")
+    back = to_state_dict(convert_state_dict(state_dict, config.model), config.model)
     assert {name: value.shape for name, value in back.items()} == {k: v.shape for k, v in state_dict.items()}
 
 
 def test_variables_without_a_name_in_transformers():
-    _, _, variables = tiny()
+    config, _, variables = tiny()
     with pytest.raises(ValueError, match="have no name in the hugging_face table: .*adapt_pos2d_0"):
-        to_state_dict(variables, "hugging_face")
+        to_state_dict(variables, config.model, "hugging_face")
 
 
 def test_every_problem_is_listed_in_one_error():
@@ -285,16 +286,27 @@ def test_swin_alone_keeps_initial_output_norms():
     assert_same(convert_backbone(backbone, config.model), {"params": {"backbone": whole["params"]["backbone"]}})
 
 
+def test_a_backbone_of_another_kind_is_refused_with_all_names():
+    config, state_dict, _ = tiny()
+    resnet = {name[9:]: value for name, value in state_dict.items() if name.startswith("backbone.")}
+    swin = tiny_config("swin")
+    wanted = [name for name in tiny_state_dict(swin) if name.startswith("backbone.")]
+    for backbone in (resnet, {torchvision_name(name): value for name, value in resnet.items()}):
+        with pytest.raises(ValueError) as error:
+            convert_backbone(backbone, swin.model)
+        # The norms of the four outputs, weight and bias, keep their initial values.
+        assert f"{len(wanted) - 8} missing" in str(error.value) and f"{len(resnet)} unexpected" in str(error.value)
+
+
 def test_torchvision_rules_cover_what_detectron2s_do():
-    resnet_rules = [rule for rule in BACKBONE_RULES if rule.name.startswith(("stem", "res"))]
     for name in OFFICIAL["faseg_r50_ade20k"]["state_dict"]:
         if name.startswith("backbone."):
             name = name.removeprefix("backbone.")
             paths = [
                 [path for rule in rules if (path := rule.path_of(text))]
                 for rules, text in (
-                    (resnet_rules, name),
-                    (TORCHVISION_RULES, torchvision_name(name)),
+                    (DETECTRON2, name),
+                    (TORCHVISION, torchvision_name(name)),
                 )
             ]
             assert len(paths[0]) == 1 and paths[0] == paths[1]

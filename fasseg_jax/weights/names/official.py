@@ -1,16 +1,8 @@
-"""The table of names: where each parameter of the PyTorch programs is found among the Flax variables.
-
-A rule says of a parameter: its PyTorch name, its path among the Flax variables, and the order that its axes take there.
-`{s}` and the like stand for a number, the same on both sides, so that the table reads in both directions. Paths leave
-the collection out ("params" or "batch_stats"): it follows from the model, in which frozen batch norm keeps all of its
-values in "batch_stats".
-
-Here are the official programs' names and torchvision's; those of `transformers` are in `hugging_face_rules.py`.
-"""
+"""The names of the official programs, FASeg and Mask2Former."""
 
 import re
 
-from fasseg_jax.weights.names.backbones import BACKBONE_RULES
+from fasseg_jax.weights.backbones import FOREIGN_BACKBONES
 from fasseg_jax.weights.names.rules import (
     Rule,
     attention_rules,
@@ -21,7 +13,7 @@ from fasseg_jax.weights.names.rules import (
     norm_rules,
 )
 
-__all__ = ["IGNORED", "IGNORED_OF_BACKBONES", "MODEL_RULES", "RENAMED"]
+__all__ = ["IGNORED", "RENAMED", "official_rules"]
 
 PIXEL_DECODER_RULES = [
     *conv_rules("input_proj.{n}.0", "pixel_decoder/input_proj_{n}"),
@@ -55,21 +47,22 @@ DECODER_RULES = [
     *linear_rules("adapt_pos2d.2", "decoder/adapt_pos2d_1"),
 ]
 
-
-MODEL_RULES = [
-    *below("backbone.", BACKBONE_RULES),
-    *below("sem_seg_head.pixel_decoder.", PIXEL_DECODER_RULES),
-    *below("sem_seg_head.predictor.", DECODER_RULES),
-]
-
-# Names that older files of Mask2Former and FASeg use, and what they are called since.
+# Names in older files of Mask2Former and FASeg -> the names of today.
 RENAMED = [
     (re.compile(r"^(sem_seg_head\.predictor\.)static_query\b"), r"\1query_feat"),
     (re.compile(r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)"), "sem_seg_head.pixel_decoder."),
 ]
 
-# Computed anew by the model, of use to training alone, or the ImageNet classifier: not read.
+# Not read: the model computes them, or only training uses them.
 IGNORED = re.compile(
     r"^criterion\.empty_weight$|^pixel_(mean|std)$|(^|\.)(num_batches_tracked|relative_position_index|attn_mask)$"
 )
-IGNORED_OF_BACKBONES = re.compile(IGNORED.pattern + r"|^(stem\.)?fc\.|^head\.|^norm\.")
+
+
+def official_rules(backbone: str) -> list[Rule]:
+    """The table of a whole model; `backbone` is `config.model.backbone.kind`."""
+    return [
+        *below("backbone.", FOREIGN_BACKBONES[backbone].official),
+        *below("sem_seg_head.pixel_decoder.", PIXEL_DECODER_RULES),
+        *below("sem_seg_head.predictor.", DECODER_RULES),
+    ]

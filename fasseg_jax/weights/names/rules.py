@@ -1,9 +1,14 @@
-"""The table of names' rules: a PyTorch name, a Flax path, and the order of axes."""
+"""Rules of which the tables of names consist: a PyTorch name, a Flax path, and the order of the axes.
+
+A letter in braces stands for a number, the same in name and path ("res{s}.{i}.conv{n}", "backbone/res{s}_{i}/conv{n}"),
+so a table translates in both directions. Paths leave out the collection ("params" or "batch_stats"), which the model
+decides: frozen batch norm, for instance, keeps all its values in "batch_stats".
+"""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -14,20 +19,22 @@ __all__ = [
     "below",
     "conv_rules",
     "deformable_attention_rules",
+    "find_rule",
     "linear_rules",
     "norm_rules",
+    "packed_rules",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One line of the table.
+    """One line of a table of names.
 
     Attributes:
-      name: PyTorch's name.
+      name: the PyTorch name.
       path: the Flax path.
-      axes: PyTorch's axes in Flax's order; None: as is.
-      part: (i, n) where PyTorch's parameter is the i-th of n equal parts, along Flax's last axis, of what is at `path`.
+      axes: the transposition from PyTorch to Flax; None keeps the order.
+      part: (i, n): the PyTorch parameter is the i-th of n equal parts of the Flax variable, along its last axis.
     """
 
     name: str
@@ -36,26 +43,26 @@ class Rule:
     part: tuple[int, int] = (0, 1)
 
     def path_of(self, name: str) -> str | None:
-        """The path of a PyTorch name, None if the rule is not about it."""
+        """The path of a PyTorch name; None if the rule is about another one."""
         return _translate(name, self.name, self.path)
 
     def name_of(self, path: str) -> str | None:
-        """The PyTorch name of a path, None if the rule is not about it."""
+        """The PyTorch name of a path; None if the rule is about another one."""
         return _translate(path, self.path, self.name)
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The PyTorch parameter's shape, where `shape` is that of the variable at the path."""
-        shape = (*shape[:-1], shape[-1] // self.part[1])
-        return shape if self.axes is None else tuple(shape[i] for i in np.argsort(self.axes))
+        """The shape of the PyTorch parameter of a Flax variable of this shape."""
+        part = (*shape[:-1], shape[-1] // self.part[1])
+        return part if self.axes is None else tuple(part[i] for i in np.argsort(self.axes))
 
     def to_flax(self, value: np.ndarray) -> np.ndarray:
-        """A PyTorch parameter as what is at the path, or as its part of that."""
+        """The Flax variable of a PyTorch parameter, or the part of it that the parameter is."""
         return value if self.axes is None else value.transpose(self.axes)
 
     def to_pytorch(self, value: np.ndarray) -> np.ndarray:
-        """The PyTorch parameter of what is at the path."""
-        value = np.split(value, self.part[1], axis=-1)[self.part[0]]
-        return value if self.axes is None else value.transpose(np.argsort(self.axes))
+        """The PyTorch parameter of a Flax variable."""
+        part = np.split(value, self.part[1], axis=-1)[self.part[0]]
+        return part if self.axes is None else part.transpose(np.argsort(self.axes))
 
 
 def _translate(text: str, source: str, target: str) -> str | None:
@@ -68,9 +75,14 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(template)))
 
 
+def find_rule(name: str, rules: Iterable[Rule]) -> tuple[Rule, str] | None:
+    """The rule for a PyTorch name and the path that it gives; None if no rule is about the name."""
+    return next(((rule, path) for rule in rules if (path := rule.path_of(name))), None)
+
+
 def conv_rules(name: str, path: str) -> list[Rule]:
     """Rules of a convolution, with or without bias."""
-    # (out, in, h, w) -> (h, w, in, out); depthwise: (C, 1, h, w) -> (h, w, 1, C).
+    # (out, in, h, w) -> (h, w, in, out); depthwise: (C, 1, h, w) -> (h, w, 1, C)
     return [Rule(f"{name}.weight", f"{path}/kernel", (2, 3, 1, 0)), Rule(f"{name}.bias", f"{path}/bias")]
 
 
@@ -96,7 +108,7 @@ def batch_norm_rules(name: str, path: str) -> list[Rule]:
 
 def attention_rules(name: str, path: str) -> list[Rule]:
     """Rules of PyTorch's MultiheadAttention."""
-    # The packed (3C, C) matrix of q, k, v -> (C, 3C).
+    # q, k, v in one matrix: (3C, C) -> (C, 3C)
     return [
         Rule(f"{name}.in_proj_weight", f"{path}/in_proj_kernel", (1, 0)),
         Rule(f"{name}.in_proj_bias", f"{path}/in_proj_bias"),
@@ -110,6 +122,15 @@ def deformable_attention_rules(name: str, path: str) -> list[Rule]:
     return [rule for part in parts for rule in linear_rules(f"{name}.{part}", f"{path}/{part}")]
 
 
+def packed_rules(names: Sequence[str], kernel: str, bias: str) -> list[Rule]:
+    """Rules of linear layers of PyTorch that are one layer here, side by side; `kernel` and `bias` are its paths."""
+    rules = []
+    for i, name in enumerate(names):
+        part = (i, len(names))
+        rules += [Rule(f"{name}.weight", kernel, (1, 0), part), Rule(f"{name}.bias", bias, None, part)]
+    return rules
+
+
 def below(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
-    """The rules with `prefix` before their PyTorch names."""
+    """The rules with `prefix` in front of their PyTorch names."""
     return [dataclasses.replace(rule, name=prefix + rule.name) for rule in rules]
