@@ -1,15 +1,21 @@
-"""Convert weights: those of PyTorch programs into a checkpoint, and a checkpoint back into theirs.
+r"""Convert weights: those of PyTorch programs to a checkpoint, and a checkpoint to weights of those programs.
 
-    python convert.py --config configs/ade20k.py:r50 --weights ade_faseg_r50.pth --output CHECKPOINT
+    python convert.py \
+        --config configs/ade20k.py:r50 \
+        --weights ade_faseg_r50.pth \
+        --output CHECKPOINT
     python convert.py --weights HUGGING_FACE_FOLDER --output CHECKPOINT
     python convert.py --weights CHECKPOINT --output FILE.safetensors
     python convert.py --weights CHECKPOINT --output HUGGING_FACE_FOLDER --hugging_face
 
-Files (.pth, .pkl, .safetensors) hold FASeg or Mask2Former, of which the checkpoint can be used for prediction, or an
-ImageNet ResNet or Swin backbone, with which a training can start. A folder of Hugging Face's transformers (config.json,
-model.safetensors) holds a Mask2Former; its config.json says the architecture, and the classes and the test size unless
---config does. Back, a checkpoint becomes a .safetensors or .pth file of the official programs, or, if it is a
-Mask2Former, a folder of transformers. Code in a weight file is never executed.
+A file (.pth, .pkl, .safetensors) holds FASeg or Mask2Former, which becomes a checkpoint for prediction, or an ImageNet
+ResNet or Swin backbone, from which a training can start. A folder of Hugging Face's transformers (config.json,
+model.safetensors) holds a Mask2Former. Its config.json has the architecture; it also has the classes and the test size,
+unless --config gives them.
+
+A checkpoint becomes a .safetensors or .pth file of the official programs or, with --hugging_face, a folder of
+transformers, which has only Mask2Former. No code in a weight file is ever executed. Exit status: 0; 1 if the weights
+cannot be converted; 2 for wrong usage.
 """
 
 import sys
@@ -17,27 +23,41 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from fasseg_jax.runtime.command_line import parse_flags
 from fasseg_jax.weights.convert import convert
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration of the same model, e.g. configs/ade20k.py:r50; --config.NAME=VALUE overrides."
 )
-WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch weights, folder of transformers, or checkpoint.")
-OUTPUT = flags.DEFINE_string("output", None, "Directory for the checkpoint; from a checkpoint, file for the weights.")
-HUGGING_FACE = flags.DEFINE_bool("hugging_face", False, "From a checkpoint, write a folder for transformers.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is in --output, if it is of the same kind.")
-NEW_CLASS_HEAD = flags.DEFINE_bool("new_class_head", False, "Initialise the class head anew, for other classes.")
-flags.mark_flags_as_required(["weights", "output"])
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "File of PyTorch weights, folder of transformers, or checkpoint.", required=True
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory for the checkpoint; from a checkpoint, file for the weights.", required=True
+)
+HUGGING_FACE = flags.DEFINE_bool("hugging_face", False, "From a checkpoint, write a folder of transformers.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing --output of the same kind.")
+NEW_CLASS_HEAD = flags.DEFINE_bool("new_class_head", False, "Initialize a new class head, for other classes.")
 
 
-def _main(_: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot
+def main(_: list[str]) -> int:
+    """Convert, and print a summary."""
+    logging.set_verbosity(logging.WARNING)  # Orbax logs a lot
     try:
-        options = (OUTPUT.value, OVERWRITE.value, NEW_CLASS_HEAD.value, HUGGING_FACE.value)
-        print(convert(CONFIG.value, WEIGHTS.value, *options))
+        summary = convert(
+            CONFIG.value,
+            WEIGHTS.value,
+            OUTPUT.value,
+            overwrite=OVERWRITE.value,
+            new_class_head=NEW_CLASS_HEAD.value,
+            hugging_face=HUGGING_FACE.value,
+        )
     except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"convert.py: {error}")
+        print(f"convert.py: {error}", file=sys.stderr)  # several lines, if it lists names
+        return 1
+    print(summary)
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(_main)
+    app.run(main, flags_parser=parse_flags)

@@ -109,8 +109,7 @@ def prepare(options: EvaluationOptions, devices: list[jax.Device]) -> Evaluation
     path, origin = find_checkpoint(options.checkpoint)
     say(f"Checkpoint: {path}{origin}.")
     checkpoint = load_checkpoint(path)
-    if checkpoint.contents != "model":
-        raise ValueError(f"{path}: holds a backbone alone, to start a training from; an evaluation needs a whole model")
+    checkpoint.require_whole_model(path)
     config = evaluation_config(checkpoint, options)
     source = open_data(config, checkpoint.classes, options.skip_unreadable)
     segmenter = Segmenter(config, checkpoint.variables, source.classes, devices=devices)

@@ -96,8 +96,7 @@ def export_model(
     weights_file = output.with_suffix(".weights.npz")
     if output.suffix != ".npz":
         raise ValueError(f"{output}: the file is a NumPy archive; let its name end in .npz")
-    if checkpoint.contents != "model":
-        raise ValueError("the checkpoint holds a backbone alone; exporting needs a whole model")
+    checkpoint.require_whole_model()
     if not sizes or any(side < 1 for size in sizes for side in size):
         raise ValueError(f"sizes must be (height, width) of at least a pixel, not {list(sizes)}")
     for file in (output, weights_file) if separate_weights else (output,):

@@ -109,10 +109,7 @@ class Segmenter:
           ValueError: the checkpoint is damaged or holds only a backbone, or a field of `inference` is not allowed.
         """
         checkpoint = load_checkpoint(path)
-        if checkpoint.contents != "model":
-            raise ValueError(
-                f"{path}: holds a backbone alone, to start a training from; segmenting needs a whole model"
-            )
+        checkpoint.require_whole_model(path)
         checkpoint.config.inference = inference_settings(checkpoint.config, inference or {})
         return cls(checkpoint.config, checkpoint.variables, checkpoint.classes, devices=devices)
 

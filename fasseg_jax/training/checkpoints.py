@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.training.train_step import TrainState
-from fasseg_jax.weights.checkpoint import checkpoint_metadata, load_metadata
+from fasseg_jax.weights.checkpoint import best_step, checkpoint_metadata, load_metadata
 
 __all__ = ["CheckpointError", "RunCheckpoints"]
 
@@ -60,8 +60,7 @@ class RunCheckpoints:
     def best_step(self) -> int:
         """Steps done by the checkpoint of the best mean IoU; by the latest if none was evaluated."""
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        evaluated = {step: values["mean_iou"] for step, values in metrics.items() if values}
-        return max(evaluated, key=evaluated.get, default=self.latest_step)
+        return best_step({step: values["mean_iou"] if values else None for step, values in metrics.items()})
 
     def path_of(self, step: int) -> epath.Path:
         """The directory of a step's checkpoint."""

@@ -1,4 +1,4 @@
-"""Checkpoints: a directory, written by Orbax, with all that prediction needs.
+"""Checkpoints: a directory, written by Orbax, with everything that prediction needs.
 
 variables/   the Flax variables
 metadata/    JSON: format, contents ("model" or "backbone"), configuration, class names and palette
@@ -6,6 +6,7 @@ metadata/    JSON: format, contents ("model" or "backbone"), configuration, clas
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -20,6 +21,9 @@ from fasseg_jax.runtime.files import Path
 
 __all__ = [
     "Checkpoint",
+    "CheckpointMetadata",
+    "Contents",
+    "best_step",
     "checkpoint_metadata",
     "find_checkpoint",
     "load_checkpoint",
@@ -27,26 +31,44 @@ __all__ = [
     "save_checkpoint",
 ]
 
-FORMAT = 1  # of the metadata; a program that does not know a number refuses it
-DATA_FILE_BYTES = 16 << 20  # data that wait in memory until a file is full
+Contents = Literal["model", "backbone"]
+
+FORMAT = 1  # of the metadata; every other number is refused
+DATA_FILE_BYTES = 16 << 20  # Orbax collects that much in memory before it writes a file
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointMetadata:
+    """A checkpoint without its variables; the attributes are those of `Checkpoint`."""
+
+    config: ConfigDict
+    classes: ClassTable
+    contents: Contents = "model"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
-      config: the whole configuration; its sequences are tuples. Fields that the program did not have yet when the
-        checkpoint was written have the base configuration's values.
+      config: the whole configuration; its sequences are tuples. A field that is newer than the checkpoint has the base
+        configuration's value.
       variables: {"params": ...} and, with batch norm, "batch_stats"; NumPy arrays.
       classes: names and palette of the K classes.
-      contents: "model", or "backbone" where `variables` holds the backbone's alone, from which a training can start.
+      contents: "model", or "backbone" if `variables` holds only a backbone, from which a training can start.
     """
 
     config: ConfigDict
-    variables: dict[str, Any] | None
+    variables: dict[str, Any]
     classes: ClassTable
-    contents: Literal["model", "backbone"] = "model"
+    contents: Contents = "model"
+
+    def require_whole_model(self, name: str | Path = "the checkpoint") -> None:
+        """Raise `ValueError` if the checkpoint, called `name` in the message, holds only a backbone."""
+        if self.contents != "model":
+            raise ValueError(
+                f"{name}: holds only a backbone, from which a training can start; a whole model is needed here"
+            )
 
 
 def save_checkpoint(
@@ -54,22 +76,21 @@ def save_checkpoint(
     config: ConfigDict,
     variables: dict[str, Any],
     classes: ClassTable,
-    contents: Literal["model", "backbone"] = "model",
+    contents: Contents = "model",
     overwrite: bool = False,
 ) -> None:
     """Write a checkpoint; it appears under its name only when it is complete.
 
     Args:
       path: a directory that does not exist or is empty; it may be in a bucket ("gs://...").
-      config: the whole configuration; lists in it come back as tuples.
+      config: the whole configuration; its lists are read back as tuples.
       variables: Flax variables, NumPy or JAX arrays.
       classes: names and palette of the K classes.
-      contents: what `variables` holds, the whole model or its backbone alone.
-      overwrite: replace a checkpoint that is there; it is removed first. A directory of
-        anything else is never replaced.
+      contents: whether `variables` holds a whole model or only its backbone.
+      overwrite: replace an existing checkpoint, which is removed first. A directory of anything else is never replaced.
 
     Raises:
-      FileExistsError: there is something at `path` that must not be replaced.
+      FileExistsError: `path` exists and must not be replaced.
     """
     directory = _absolute(path)
     if directory.is_file():
@@ -78,8 +99,8 @@ def save_checkpoint(
         if not overwrite:
             raise FileExistsError(f"{path}: the directory is not empty; name another or pass --overwrite")
         if not _metadata_file(directory).exists():
-            raise FileExistsError(f"{path}: holds something else than a checkpoint and is not overwritten")
-    # Saving ends before this function does, so that Orbax need not copy the arrays first.
+            raise FileExistsError(f"{path}: holds something other than a checkpoint and is not overwritten")
+    # Saving ends before this function returns, so Orbax need not copy the arrays first.
     handlers = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
         (jax.Array, ocp.type_handlers.ArrayHandler()),
@@ -94,14 +115,12 @@ def save_checkpoint(
                 variables=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=DATA_FILE_BYTES),
                 metadata=ocp.args.JsonSave(checkpoint_metadata(config, classes, contents)),
             ),
-            force=True,  # whatever must be kept was refused above
+            force=True,  # the checks above refused whatever must be kept
         )
 
 
-def checkpoint_metadata(
-    config: ConfigDict, classes: ClassTable, contents: Literal["model", "backbone"] = "model"
-) -> dict[str, Any]:
-    """What a checkpoint says of itself, as JSON holds it."""
+def checkpoint_metadata(config: ConfigDict, classes: ClassTable, contents: Contents = "model") -> dict[str, Any]:
+    """The metadata of a checkpoint, ready for JSON."""
     return {
         "format": FORMAT,
         "contents": contents,
@@ -111,17 +130,16 @@ def checkpoint_metadata(
 
 
 def find_checkpoint(path: str | Path) -> tuple[epath.Path, str]:
-    """The checkpoint that a path names.
+    """Find the checkpoint that a path names.
 
     Args:
-      path: a checkpoint; or the folder of a run of train.py, of which it is the best by mean IoU, or the latest if
-        none was evaluated.
+      path: a checkpoint, or the folder of a run of train.py, which names the run's best checkpoint (see `best_step`).
 
     Returns:
-      its folder, and how it was chosen, in words (empty if there was no choice).
+      The checkpoint's folder, and the reason for the choice, in words (empty if there was no choice).
 
     Raises:
-      FileNotFoundError: the run holds no checkpoint.
+      FileNotFoundError: the run has no checkpoint yet.
     """
     run = epath.Path(path).expanduser()
     if not (run / "checkpoints").is_dir():
@@ -130,51 +148,65 @@ def find_checkpoint(path: str | Path) -> tuple[epath.Path, str]:
     if not steps:
         raise FileNotFoundError(f"{run}: this run has no checkpoint yet")
     folders = {step: run / "checkpoints" / str(step) for step in steps}
-    files = {step: folder / "metrics" / "metrics" for step, folder in folders.items()}
-    evaluated = {step: json.loads(file.read_text())["mean_iou"] for step, file in files.items() if file.exists()}
-    if not evaluated:
-        return folders[steps[-1]], " (the run's latest; none was evaluated)"
-    best = max(evaluated, key=evaluated.get)
-    return folders[best], f" (the run's best, mIoU {100 * evaluated[best]:.2f} while it was trained)"
+    mean_ious = {step: _mean_iou(folder) for step, folder in folders.items()}
+    best = best_step(mean_ious)
+    mean_iou = mean_ious[best]
+    if mean_iou is None:
+        return folders[best], " (the run's latest; none was evaluated)"
+    return folders[best], f" (the run's best, mIoU {100 * mean_iou:.2f} during training)"
+
+
+def _mean_iou(folder: epath.Path) -> float | None:
+    file = folder / "metrics" / "metrics"
+    return json.loads(file.read_text())["mean_iou"] if file.exists() else None
+
+
+def best_step(mean_ious: Mapping[int, float | None]) -> int:
+    """The step of a run's best checkpoint, given the mean IoU of each checkpoint, None if it was not evaluated.
+
+    The best one has the highest mean IoU; if none was evaluated, it is the latest one.
+    """
+    evaluated = {step: mean_iou for step, mean_iou in mean_ious.items() if mean_iou is not None}
+    return max(evaluated, key=evaluated.__getitem__) if evaluated else max(mean_ious)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-      path: a directory that `save_checkpoint` wrote, or that of a run, for the one that `find_checkpoint` chooses.
+      path: a directory that `save_checkpoint` wrote, or the folder of a run, of which `find_checkpoint` chooses one.
 
     Raises:
-      FileNotFoundError: no such directory, or a run without a checkpoint.
-      ValueError: not a checkpoint of this program, of a later format, or damaged.
+      FileNotFoundError: there is no such directory, or the run has no checkpoint.
+      ValueError: the directory is not a checkpoint of this program, has a later format, or is damaged.
     """
-    path, _ = find_checkpoint(path)
-    metadata = load_metadata(path)
+    folder, _ = find_checkpoint(path)
+    metadata = load_metadata(folder)
     try:
-        return dataclasses.replace(metadata, variables=_restore(_absolute(path) / "variables"))
+        variables = _restore(_absolute(folder) / "variables")
     except Exception as error:  # Orbax and the storage library below it raise errors of many types
-        raise _damaged(path, error) from error
+        raise _damaged(folder, error) from error
+    return Checkpoint(metadata.config, variables, metadata.classes, metadata.contents)
 
 
-def load_metadata(path: str | Path) -> Checkpoint:
-    """Read a checkpoint without its variables, which are None; raises as `load_checkpoint`."""
+def load_metadata(path: str | Path) -> CheckpointMetadata:
+    """Read a checkpoint without its variables; raises as `load_checkpoint`."""
     directory = _absolute(path)
     if not directory.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if not _metadata_file(directory).exists():
-        hint = "; PyTorch weights become one by convert.py" if directory.is_file() else ""
+        hint = "; convert.py makes one from PyTorch weights" if directory.is_file() else ""
         raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
     try:
         metadata = json.loads(_metadata_file(directory).read_text())
         if metadata["format"] == FORMAT:
             classes = metadata["classes"]
-            return Checkpoint(
+            return CheckpointMetadata(
                 config=ConfigDict(_with_defaults(_tuples(metadata["config"]), base_config().to_dict())),
-                variables=None,
                 classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
                 contents=metadata["contents"],
             )
-    except Exception as error:  # whatever a damaged file makes of it
+    except Exception as error:  # a damaged file can raise anything
         raise _damaged(path, error) from error
     raise ValueError(f"{path}: written by a later version of fasseg_jax (format {metadata['format']}); update it")
 
@@ -193,7 +225,7 @@ def _metadata_file(directory: epath.Path) -> epath.Path:
 
 
 def _restore(directory: epath.Path) -> dict[str, Any]:
-    """As NumPy arrays, whichever devices they were on when they were saved."""
+    """The variables as NumPy arrays, whichever devices held them when they were saved."""
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(directory).tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -201,14 +233,14 @@ def _restore(directory: epath.Path) -> dict[str, Any]:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists only, configurations have tuples."""
+    """Lists as tuples: JSON has only lists, configurations have tuples."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`saved`, with the fields of `defaults` that are absent from it; a backbone of another kind has others."""
+    """`saved`, filled up with the fields of `defaults`, except in a backbone of another kind, whose fields differ."""
     if saved.get("kind") != defaults.get("kind"):
         return saved
     filled = {

@@ -1,8 +1,8 @@
-"""Files of PyTorch weights, read and written. None is trusted: no code that a file may hold is ever executed.
+"""Reads and writes files of PyTorch weights. No file is trusted: code in a file is never executed.
 
-.pth, .pt, .bin torch.load(weights_only=True), memory-mapped where the format allows; needs PyTorch
-.pkl            Detectron2's plain pickles, by an unpickler that knows arrays, tensors and containers alone
-.safetensors    by the safetensors package
+.pth, .pt, .bin torch.load(weights_only=True), memory-mapped if the format allows it; needs PyTorch
+.pkl            Detectron2's plain pickles; the unpickler knows only arrays, tensors and containers
+.safetensors    the safetensors package
 """
 
 import io
@@ -22,21 +22,21 @@ __all__ = ["read_state_dict", "write_state_dict"]
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the weights of a file; no code in it is executed.
+    """Read the weights of a file; code in it is never executed.
 
     Args:
       path: a .pth, .pt, .bin, .pkl or .safetensors file: a state dict, or a dictionary with one under "model" or
-        "state_dict" beside whatever else a trainer stored.
+        "state_dict" and whatever else a trainer stored.
 
     Returns:
-      {PyTorch name: array} as the file stores them; bfloat16 becomes float32. Arrays of a .pth file are views of
-      the mapped file where possible, so that memory is needed for those in use alone.
+      {PyTorch name: array} in the file's dtypes, except that bfloat16 becomes float32. Arrays of a .pth file are views
+      of the mapped file if possible, so only those in use take memory.
 
     Raises:
-      FileNotFoundError: no such file.
-      ImportError: a .pth or .pt file (or a .pkl that holds tensors), and PyTorch is not installed.
+      FileNotFoundError: there is no such file.
+      ImportError: the file is a .pth or .pt file (or a .pkl with tensors), and PyTorch is not installed.
       ValueError: the file is damaged, of another kind, holds more than data, or holds no weights. The message names
-        the file and what to do.
+        the file and says what to do.
     """
     path = Path(path)
     readers = {
@@ -49,23 +49,23 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix not in readers:
-        raise ValueError(f"{path}: weights are read from {', '.join(readers)} files; this is none of them")
-    _refuse_what_is_no_weight_file(path)
+        raise ValueError(f"{path}: weights are read from {', '.join(readers)} files; this is another kind")
+    _refuse_failed_downloads(path)
     return _state_dict_in(readers[path.suffix](path), path)
 
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], overwrite: bool = False) -> None:
-    """Write weights; the file appears under its name only when it is complete.
+    """Write weights; the file appears only when it is complete.
 
     Args:
-      path: a .safetensors file, or a .pth file with the state dict under "model", as Detectron2 reads it.
+      path: a .safetensors file, or a .pth file, which gets the state dict under "model", as Detectron2 expects it.
       state_dict: {PyTorch name: contiguous array}.
-      overwrite: replace a file that is there.
+      overwrite: replace an existing file.
 
     Raises:
-      FileExistsError: there is a file, and it is not to be replaced.
-      ImportError: a .pth file, and PyTorch is not installed.
-      ValueError: another kind of file.
+      FileExistsError: the file exists and must not be replaced.
+      ImportError: the file is a .pth file, and PyTorch is not installed.
+      ValueError: the file has another ending.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth"):
@@ -75,7 +75,7 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
     with write_atomically(path) as partial:
         if path.suffix == ".pth":
             torch = _import_torch(path)
-            # Copies, where arrays are read-only, as those of JAX: PyTorch warns of sharing such memory.
+            # Copy read-only arrays, such as those of JAX: PyTorch warns if it shares their memory.
             tensors = {
                 name: torch.from_numpy(np.require(array, requirements="W")) for name, array in state_dict.items()
             }
@@ -86,24 +86,24 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
             save_file(dict(state_dict), partial, metadata={"format": "pt"})
 
 
-def _refuse_what_is_no_weight_file(path: Path) -> None:
-    """What failed downloads leave behind."""
+def _refuse_failed_downloads(path: Path) -> None:
+    """Raise an error for a file that a failed download leaves behind."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
         raise ValueError(f"{path}: the file is empty; download it again")
     if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path}: a git-lfs pointer, not the weights themselves; fetch them with `git lfs pull`")
+        raise ValueError(f"{path}: a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError(f"{path}: a web page, not weights; download the file itself, not the page that offers it")
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, np.ndarray]:
-    """The state dict among what a file holds, as arrays."""
+    """The state dict in the contents of a file, as arrays."""
     if isinstance(content, Mapping):
         if "blobs" in content or "conv1_w" in content:
             raise ValueError(
-                f"{path}: Caffe-style (MSRA) ResNet weights, which expect BGR images and strides in the 1x1 "
+                f"{path}: Caffe-style (MSRA) ResNet weights, made for BGR images and strides in the 1x1 "
                 "convolutions; use torchvision's ResNet weights, as a .pth or as Detectron2's torchvision/R-*.pkl"
             )
         for entry in ("model", "state_dict"):
@@ -126,18 +126,18 @@ def _state_dict_in(content: Any, path: Path) -> dict[str, np.ndarray]:
 
 
 def _as_array(value: Any) -> np.ndarray | None:
-    """A NumPy array from whatever stands for one in the files; None for anything else."""
+    """A NumPy array from any representation of an array in the files; None for anything else."""
     if isinstance(value, PickledArray):
         return value.array
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value, np.float32 if value.dtype == ml_dtypes.bfloat16 else None)
-    if hasattr(value, "detach"):  # a tensor; PyTorch is optional, so that its class has no name here
+    if hasattr(value, "detach"):  # a tensor; PyTorch is optional, so its class cannot be named here
         value = value.detach()
-        if str(value.dtype) == "torch.bfloat16":  # which NumPy has not; all its numbers are float32 numbers, too
+        if str(value.dtype) == "torch.bfloat16":  # NumPy lacks it; float32 represents all its numbers exactly
             value = value.float()
         try:
             return value.numpy()
-        except (TypeError, RuntimeError):  # sparse or quantised
+        except (TypeError, RuntimeError):  # sparse or quantized
             return None
     return None
 
@@ -153,17 +153,18 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _import_torch(path: Path) -> Any:
+    needed = ImportError(
+        f"{path}: PyTorch 2.10 or newer is needed for this file; install it with\n"
+        '  pip install "torch>=2.10" --index-url https://download.pytorch.org/whl/cpu'
+    )
     try:
         import torch
     except ImportError:
-        torch = None
-    # Files made for the purpose could make earlier versions execute code in spite of weights_only=True
-    # (CVE-2025-32434 before 2.6, CVE-2026-24747 before 2.10).
-    if torch is None or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
-        raise ImportError(
-            f"{path}: PyTorch 2.10 or newer is needed for this file; install it with\n"
-            '  pip install "torch>=2.10" --index-url https://download.pytorch.org/whl/cpu'
-        )
+        raise needed from None
+    # In earlier versions a malicious file can execute code in spite of weights_only=True (CVE-2025-32434 before 2.6,
+    # CVE-2026-24747 before 2.10).
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+        raise needed
     return torch
 
 
@@ -171,24 +172,24 @@ def _read_torch(path: Path) -> Any:
     torch = _import_torch(path)
     with path.open("rb") as file:
         zip_begins = file.read(4) == b"PK\x03\x04"
-    # The directory of a zip file is at its end, so that a cut file begins like one without being one.
+    # A zip file has its directory at the end, so a file that is cut short still begins like one.
     zip_complete = zipfile.is_zipfile(path)
     if zip_begins and not zip_complete:
         raise ValueError(f"{path}: the file is cut short; download it again")
     try:
-        # Trainers store NumPy's numbers beside the weights.
+        # Trainers store NumPy numbers beside the weights.
         with torch.serialization.safe_globals([(value, name) for name, value in HARMLESS.items()]):
-            # Only the zip format, PyTorch's since version 1.6, can be mapped.
+            # Only the zip format, which PyTorch writes since version 1.6, can be memory-mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zip_complete)
     except Exception as error:  # a damaged pickle can raise anything
         raise _unreadable(path, error) from error
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Unpickles data alone: whatever else a file asks for is refused by name, before anything is called."""
+    """Unpickles only data: it refuses every other name in a file, before anything is called."""
 
     def __init__(self, file: io.BufferedReader, path: Path):
-        super().__init__(file, encoding="latin1")  # as arrays that Python 2 pickled need
+        super().__init__(file, encoding="latin1")  # for arrays that Python 2 pickled
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
@@ -196,9 +197,9 @@ class _DataUnpickler(pickle.Unpickler):
         if full_name in HARMLESS:
             return HARMLESS[full_name]
         if full_name == "torch._utils._rebuild_tensor_v2":
-            return _import_torch(self.path)._utils._rebuild_tensor_v2  # weights_only=True allows it, too
+            return _import_torch(self.path)._utils._rebuild_tensor_v2  # weights_only=True allows it as well
         if full_name == "torch.storage._load_from_bytes":
-            # PyTorch's own function of this name would unpickle the bytes without any restriction.
+            # PyTorch's own function of this name would unpickle the bytes without restrictions.
             _import_torch(self.path)
             return _load_storage
         raise RefusedError(full_name)
@@ -221,13 +222,13 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    """What to say of a file that could not be unpickled; PyTorch's own words advise to trust the file."""
+    """The error for a file that cannot be unpickled. It leaves out PyTorch's advice to trust the file."""
     refused = [str(error)] if isinstance(error, RefusedError) else re.findall(r"(?:GLOBAL|global) (\S+)", str(error))
     if refused:
         return ValueError(
             f"{path}: refused, because it holds more than weights: it asks for {refused[0]!r}, and code in weight "
-            "files is never executed. If you trust the file, save its state dict alone with the program it comes from."
+            "files is never executed. If you trust the file, save only its state dict with the program it comes from."
         )
-    reason = re.findall(r"WeightsUnpickler error:\s*(.+)", str(error)) or str(error).strip().splitlines()
-    reason = reason[0] if reason else type(error).__name__
+    lines = re.findall(r"WeightsUnpickler error:\s*(.+)", str(error)) or str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
     return ValueError(f"{path}: damaged, cut short or not a file of weights ({reason}); download it again")

@@ -267,7 +267,7 @@ def test_own_configuration_best_of_a_run_and_submission(folder, undisturbed, tmp
     saving = ["--save_predictions", "--submission", "--worst=0"]
     ((status, output, _),) = many([f"--checkpoint={run}", f"--output={tmp_path / 'out'}", *saving])
     assert status == 0
-    assert f"Checkpoint: {run}/checkpoints/90 (the run's best, mIoU 50.00 while it was trained)" in output
+    assert f"Checkpoint: {run}/checkpoints/90 (the run's best, mIoU 50.00 during training)" in output
     assert numbers(tmp_path / "out")[0]["mean_iou"] == numbers(undisturbed)[0]["mean_iou"]
     label_ids = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33])  # Cityscapes'
     for name, _, prediction in maps:
@@ -333,7 +333,7 @@ def test_mistakes_end_with_one_line(folder, tmp_path):
         ([*good, "--checkpoint=absent"], 2, "absent: no such checkpoint"),
         ([*good, f"--checkpoint={tmp_path / 'run'}"], 2, "this run has no checkpoint yet"),
         ([*good, f"--checkpoint={tmp_path / 'notes.txt'}"], 2, "not a checkpoint directory"),
-        ([*good, f"--checkpoint={tmp_path / 'backbone'}"], 2, "holds a backbone alone"),
+        ([*good, f"--checkpoint={tmp_path / 'backbone'}"], 2, "holds only a backbone"),
         ([*good, f"--checkpoint={tmp_path / 'ade'}"], 2, "class 0 is 'wall' in the checkpoint and 'road' in the data"),
         ([*good, "--config.data.root=absent"], 2, "there is no folder absent/images/validation"),
         ([*good, "--config.inference.mode=best"], 2, "config.inference.mode"),

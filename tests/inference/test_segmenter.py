@@ -275,7 +275,7 @@ def test_backbone_alone_is_refused(tmp_path):
     config, variables = tiny_model()
     backbone = {"params": {"backbone": variables["params"]["backbone"]}}
     save_checkpoint(tmp_path / "backbone", config, backbone, load_classes("cityscapes"), contents="backbone")
-    with pytest.raises(ValueError, match="backbone alone"):
+    with pytest.raises(ValueError, match="only a backbone"):
         Segmenter.from_checkpoint(tmp_path / "backbone")
 
 

@@ -39,7 +39,7 @@ def test_the_best_is_kept_and_found_also_after_an_interruption(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "7", "8"]
     assert find_checkpoint(tmp_path) == (
         tmp_path / "checkpoints/2",
-        " (the run's best, mIoU 50.00 while it was trained)",
+        " (the run's best, mIoU 50.00 during training)",
     )
     assert load_checkpoint(tmp_path).variables.keys() == {"params"}
     assert find_checkpoint(tmp_path / "checkpoints/7") == (tmp_path / "checkpoints/7", "")

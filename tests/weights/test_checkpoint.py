@@ -76,7 +76,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 
 def test_other_things_are_never_overwritten(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"x")
-    for path, message in ((tmp_path, "something else than a checkpoint"), (tmp_path / "photo.jpg", "is a file")):
+    for path, message in ((tmp_path, "something other than a checkpoint"), (tmp_path / "photo.jpg", "is a file")):
         with pytest.raises(FileExistsError, match=message):
             save(path, overwrite=True)
     assert (tmp_path / "photo.jpg").read_bytes() == b"x"

@@ -30,7 +30,7 @@ def test_model(tmp_path):
     config = tiny_config()
     state_dict = tiny_state_dict(config)
     save_torch(state_dict, tmp_path / "weights.pth")
-    summary = convert(config, str(tmp_path / "weights.pth"), str(tmp_path / "out"), False, False)
+    summary = convert(config, str(tmp_path / "weights.pth"), str(tmp_path / "out"))
     checkpoint = load_checkpoint(tmp_path / "out")
     assert checkpoint.contents == "model" and checkpoint.config == config
     assert checkpoint.classes.names[0] == "road"
@@ -42,12 +42,12 @@ def test_backbone_alone(tmp_path):
     config = tiny_config()
     backbone = {name[9:]: v for name, v in tiny_state_dict(config).items() if name.startswith("backbone.")}
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"model": backbone, "matching_heuristics": True}))
-    summary = convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "out"), False, False)
+    summary = convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "out"))
     checkpoint = load_checkpoint(tmp_path / "out")
     assert checkpoint.contents == "backbone" and "predict.py" not in summary
     assert_same(checkpoint.variables, convert_backbone(backbone, config.model))
-    with pytest.raises(ValueError, match="R-50.pkl: holds a backbone alone, .* --new_class_head"):
-        convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "other"), False, True)
+    with pytest.raises(ValueError, match="R-50.pkl: holds only a backbone, .* --new_class_head"):
+        convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "other"), new_class_head=True)
 
 
 def test_new_class_head_for_classes_of_ones_own(tmp_path):
@@ -55,24 +55,24 @@ def test_new_class_head_for_classes_of_ones_own(tmp_path):
     save_torch(tiny_state_dict(config), tmp_path / "weights.pth")
     (tmp_path / "mine.csv").write_text("id,r,g,b,name\n0,1,2,3,cat\n1,4,5,6,dog\n")
     config.model.num_classes = 2
-    arguments = (str(tmp_path / "weights.pth"), str(tmp_path / "out"), False, True)
+    arguments = (str(tmp_path / "weights.pth"), str(tmp_path / "out"))
     with pytest.raises(ValueError, match="num_classes is 2, but the data have 19 classes"):
-        convert(config, *arguments)
+        convert(config, *arguments, new_class_head=True)
     config.data.dataset = str(tmp_path / "mine.csv")
-    convert(config, *arguments)
+    convert(config, *arguments, new_class_head=True)
     checkpoint = load_checkpoint(tmp_path / "out")
     assert checkpoint.classes.names == ("cat", "dog")
     assert checkpoint.variables["params"]["decoder"]["class_embed"]["kernel"].shape == (32, 3)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_checkpoint_becomes_a_file_of_the_official_program_again(tmp_path, suffix):
+def test_a_checkpoint_becomes_a_file_of_the_official_program(tmp_path, suffix):
     config = tiny_config("swin")
     state_dict = tiny_state_dict(config)
     save_torch(state_dict, tmp_path / "weights.pth")
-    convert(config, str(tmp_path / "weights.pth"), str(tmp_path / "out"), False, False)
+    convert(config, str(tmp_path / "weights.pth"), str(tmp_path / "out"))
     file = tmp_path / "files" / f"again{suffix}"
-    summary = convert(None, str(tmp_path / "out"), str(file), False, False)
+    summary = convert(None, str(tmp_path / "out"), str(file))
     assert f"written     {file}" in summary
     back = read_state_dict(file)
     assert back.keys() == state_dict.keys()
@@ -81,10 +81,10 @@ def test_a_checkpoint_becomes_a_file_of_the_official_program_again(tmp_path, suf
     assert [other.name for other in file.parent.iterdir()] == [file.name]
 
     with pytest.raises(FileExistsError, match=f"again{suffix}: exists; name another file or pass --overwrite"):
-        convert(None, str(tmp_path / "out"), str(file), False, False)
-    convert(None, str(tmp_path / "out"), str(file), True, False)
+        convert(None, str(tmp_path / "out"), str(file))
+    convert(None, str(tmp_path / "out"), str(file), overwrite=True)
     with pytest.raises(ValueError, match="written as .safetensors or .pth"):
-        convert(None, str(tmp_path / "out"), str(tmp_path / "again"), False, False)
+        convert(None, str(tmp_path / "out"), str(tmp_path / "again"))
 
 
 def test_what_does_not_go_together(tmp_path):
@@ -92,16 +92,16 @@ def test_what_does_not_go_together(tmp_path):
     save_torch(tiny_state_dict(config), tmp_path / "weights.pth")
     file, out = str(tmp_path / "weights.pth"), str(tmp_path / "out")
     with pytest.raises(ValueError, match="weights.pth: --config is needed"):
-        convert(None, file, out, False, False)
-    with pytest.raises(ValueError, match="--hugging_face writes a checkpoint for transformers; make one of this first"):
-        convert(config, file, out, False, False, hugging_face=True)
-    convert(config, file, out, False, False)
-    with pytest.raises(ValueError, match="leave --config and --new_class_head out"):
-        convert(config, out, str(tmp_path / "back.pth"), False, False)
+        convert(None, file, out)
+    with pytest.raises(ValueError, match="--hugging_face needs a checkpoint; convert this to one first"):
+        convert(config, file, out, hugging_face=True)
+    convert(config, file, out)
+    with pytest.raises(ValueError, match="leave out --config and --new_class_head"):
+        convert(config, out, str(tmp_path / "back.pth"))
     with pytest.raises(ValueError, match="transformers has only Mask2Former, not FASeg"):
-        convert(None, out, str(tmp_path / "theirs"), False, False, hugging_face=True)
+        convert(None, out, str(tmp_path / "theirs"), hugging_face=True)
     with pytest.raises(ValueError, match="not a checkpoint directory"):
-        convert(None, str(tmp_path), str(tmp_path / "back.pth"), False, False)
+        convert(None, str(tmp_path), str(tmp_path / "back.pth"))
 
 
 def test_command_line(tmp_path):

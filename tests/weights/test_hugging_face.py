@@ -73,7 +73,7 @@ def swin_t(tmp_path_factory):
     model.config.label2id = {name: i for i, name in model.config.id2label.items()}
     folder = tmp_path_factory.mktemp("swin_t")
     model.save_pretrained(folder / "theirs", max_shard_size="80MB")
-    return model, folder, convert(None, str(folder / "theirs"), str(folder / "ours"), False, False)
+    return model, folder, convert(None, str(folder / "theirs"), str(folder / "ours"))
 
 
 def test_swin_t_of_transformers_has_the_same_outputs_here(swin_t):
@@ -96,7 +96,7 @@ def test_names_are_those_of_config_json_and_known_ones_keep_their_colours(swin_t
 
 def test_there_and_back_is_equal_bit_for_bit(swin_t):
     _, folder, _ = swin_t
-    summary = convert(None, str(folder / "ours"), str(folder / "back"), False, False, hugging_face=True)
+    summary = convert(None, str(folder / "ours"), str(folder / "back"), hugging_face=True)
     assert "from_pretrained" in summary
     theirs = {k: v for file in (folder / "theirs").glob("*.safetensors") for k, v in load_file(file).items()}
     back = load_file(folder / "back" / "model.safetensors")
@@ -138,7 +138,7 @@ def tiny_mask2former(backbone):
 def test_transformers_computes_what_was_made_here(backbone, tmp_path):
     config, variables = tiny_mask2former(backbone)
     save_checkpoint(tmp_path / "ours", config, variables, load_classes("cityscapes"))
-    convert(None, str(tmp_path / "ours"), str(tmp_path / "theirs"), False, False, hugging_face=True)
+    convert(None, str(tmp_path / "ours"), str(tmp_path / "theirs"), hugging_face=True)
     model, report = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
         tmp_path / "theirs", output_loading_info=True
     )
@@ -158,19 +158,19 @@ def test_configuration_of_ones_own(tmp_path):
     """--config decides on classes and test size; the architecture must be that of the folder."""
     random_model(**tiny_swin()).save_pretrained(tmp_path / "theirs")
     config = read_hugging_face(tmp_path / "theirs").config
-    arguments = (str(tmp_path / "theirs"), str(tmp_path / "ours"), False)
+    arguments = (str(tmp_path / "theirs"), str(tmp_path / "ours"))
     with pytest.raises(ValueError, match="--new_class_head needs --config"):
-        convert(None, *arguments, True)
+        convert(None, *arguments, new_class_head=True)
     (tmp_path / "mine.csv").write_text("id,r,g,b,name\n0,1,2,3,cat\n1,4,5,6,dog\n")
     config.data.dataset, config.model.num_classes, config.model.decoder.num_queries = str(tmp_path / "mine.csv"), 2, 9
-    with pytest.raises(ValueError, match="another model than --config") as error:
-        convert(config, *arguments, False)
+    with pytest.raises(ValueError, match="--config has another model") as error:
+        convert(config, *arguments)
     assert [line.split()[0] for line in str(error.value).splitlines()[1:]] == [
         "config.model.decoder.num_queries",
         "config.model.num_classes",
     ]
     config.model.decoder.num_queries, config.inference.short_side = 7, 300
-    convert(config, *arguments, True)
+    convert(config, *arguments, new_class_head=True)
     checkpoint = load_checkpoint(tmp_path / "ours")
     assert checkpoint.classes.names == ("cat", "dog") and checkpoint.config.inference.short_side == 300
     assert checkpoint.variables["params"]["decoder"]["class_embed"]["kernel"].shape == (32, 3)
@@ -234,7 +234,7 @@ def test_weights_that_do_not_fit(tmp_path):
     del description["weight_map"][name]
     index.write_text(json.dumps(description))
     with pytest.raises(ValueError, match=f"theirs: the weights do not fit.*\n  1 missing:\n    {name}\n"):
-        convert(None, str(folder), str(tmp_path / "ours"), False, False)
+        convert(None, str(folder), str(tmp_path / "ours"))
     description["weight_map"][name] = "../elsewhere.safetensors"
     index.write_text(json.dumps(description))
     with pytest.raises(ValueError, match="no weight_map from names to files beside it"):
@@ -253,7 +253,7 @@ def test_a_file_of_pytorch_and_a_fixed_test_size(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="pytorch_model.bin: a Mask2Former of transformers; give the folder"):
         config = load_config("configs/cityscapes.py:r50")
-        convert(config, str(folder / "pytorch_model.bin"), str(tmp_path / "ours"), False, False)
+        convert(config, str(folder / "pytorch_model.bin"), str(tmp_path / "ours"))
     rewrite(folder, "preprocessor_config.json", size={"height": 384, "width": 640})
     read = read_hugging_face(folder)
     assert read.state_dict.keys() == expected.keys()
@@ -290,6 +290,6 @@ def test_only_a_model_of_the_same_kind_is_overwritten(tmp_path):
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "thesis.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="holds something else than a Mask2Former"):
+    with pytest.raises(FileExistsError, match="holds something other than a Mask2Former"):
         write_hugging_face(folder, config, variables, classes, overwrite=True)
     assert (folder / "thesis.txt").read_text() == "dear"
