@@ -1,4 +1,4 @@
-"""Data: samples from files or generated, augmented and batched for training."""
+"""From files to batches: sources of samples, augmentation, training batches."""
 
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.pipeline import Batch, TrainingBatches, read_ahead

@@ -1,4 +1,4 @@
-"""Augmentation of training samples: resize, crop, colour jitter, flip, pad (the recipe of Mask2Former and FASeg)."""
+"""Augmentation of training samples: resize, crop, color jitter, flip, pad (the recipe of Mask2Former and FASeg)."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -9,23 +9,23 @@ from fasseg_jax.data.preprocessing import resized_size
 
 __all__ = ["PAD_VALUE", "augment", "pad_to", "resize_and_crop"]
 
-PAD_VALUE = 128  # of the image, before normalisation
+PAD_VALUE = 128  # of the image, before normalization
 
 
 def augment(
     image: np.ndarray, labels: np.ndarray, config: ConfigDict, ignore_label: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a training crop from a photo and its label map.
+    """Draw a random training crop from a photo and its label map.
 
     Args:
       image: uint8 RGB, (H, W, 3).
       labels: uint8 or uint16, (H, W).
       config: `config.augmentation`.
       ignore_label: label of the padding.
-      rng: where the randomness comes from; the same state gives the same crop.
+      rng: source of the randomness; the same state gives the same crop.
 
     Returns:
-      uint8 RGB of `config.crop` (height, width) and the labels of its pixels.
+      The crop, uint8 RGB of `config.crop` (height, width), and the labels of its pixels.
     """
     crop_height, crop_width = config.crop
     height, width = resized_size(image.shape[:2], int(rng.choice(config.short_sides)), config.max_long_side)
@@ -43,16 +43,17 @@ def augment(
 def resize_and_crop(
     image: np.ndarray, labels: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resize to `size` (bilinear, antialiased when it shrinks; labels nearest) and cut out a window, as Pillow does.
+    """Resize a photo and its label map as Pillow does, and cut out a window.
 
-    Of the image, only the window is computed; where a value lies halfway between two integers, it may be rounded to
-    the other than resizing all of it would.
+    The photo is resized by Pillow's bilinear filter, antialiased if it shrinks; labels take the nearest pixel. Only the
+    window of the photo is computed. So values halfway between two integers may round to the other one than they would
+    if the whole photo was resized.
 
     Args:
       image: uint8 RGB, (H, W, 3).
       labels: uint8 or uint16, (H, W).
-      size: (height, width) in pixels after resizing.
-      window: (top, left, height, width) in the resized image.
+      size: (height, width) of the resized photo, in pixels.
+      window: (top, left, height, width) in the resized photo.
 
     Returns:
       The window of image and labels.
@@ -67,7 +68,7 @@ def resize_and_crop(
 
 
 def pad_to(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
-    """Pad (h, w, ...) at the bottom and right with `value` to `size` = (height, width); always a copy."""
+    """Pad (h, w, ...) with `value` at the bottom and right to `size` = (height, width). The result is always a copy."""
     padded = np.full((*size, *array.shape[2:]), value, array.dtype)
     padded[: array.shape[0], : array.shape[1]] = array
     return padded

@@ -1,4 +1,4 @@
-"""A look at all data before a training: what is wrong with them, and what they hold."""
+"""A look at all data before a training: what they hold, and what is wrong with them."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes
-from fasseg_jax.data.samples import Source
-from fasseg_jax.data.sources.registry import SPLITS, data_classes, find_source
+from fasseg_jax.data.samples import SPLITS, Source
+from fasseg_jax.data.sources.registry import data_classes, find_source
 from fasseg_jax.runtime.read_ahead import map_ahead
 
 __all__ = ["SplitReport", "check_data", "check_split", "print_reports"]
@@ -25,13 +25,13 @@ class SplitReport:
     Attributes:
       split: "training" or "validation".
       problems: one line for each file, or pair of files, that is wrong; an empty tuple if all is well.
-      num_images: of which the samples could be read, n.
+      num_images: n, the number of samples that could be read.
       sizes: ((smallest height, largest height), (smallest width, largest width)) in pixels; zeros if n = 0.
-      pixels: (K,) int64, how many pixels each class has.
-      ignored_pixels: how many are ignored.
-      images: (K,) int64, in how many images each class occurs.
-      classes_per_image: (n,) int64, how many classes each image holds; the largest is enough for
-        `config.data.max_targets`.
+      pixels: (K,) int64, the number of pixels of each class.
+      ignored_pixels: the number of ignored pixels.
+      images: (K,) int64, the number of images that hold each class.
+      classes_per_image: (n,) int64, the number of classes in each image. `config.data.max_targets` need not exceed the
+        largest.
     """
 
     split: str
@@ -44,6 +44,15 @@ class SplitReport:
     classes_per_image: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class _LabelCounts:
+    """What one label map holds: its size, the pixels of each class (K,), and the ignored pixels."""
+
+    size: tuple[int, int]
+    pixels: np.ndarray
+    ignored: int
+
+
 def check_data(config: ConfigDict) -> list[SplitReport]:
     """Read every sample of both splits.
 
@@ -52,14 +61,14 @@ def check_data(config: ConfigDict) -> list[SplitReport]:
 
     Raises:
       DataError: the folder holds no class table, or `config.data.root` is empty.
-      FileNotFoundError: there is no class table that `config.data.dataset` names.
+      FileNotFoundError: `config.data.dataset` names no class table.
     """
     classes = data_classes(config.data)
     reports = []
     for split in SPLITS:
         try:
             source = find_source(config.data, split)
-        except DataError as error:  # a missing folder: the other split is still worth a look
+        except DataError as error:  # a missing folder: still look at the other split
             reports.append(_report(split, len(classes), [str(error)], []))
         else:
             reports.append(check_split(source, split, config.data))
@@ -75,22 +84,23 @@ def check_split(source: Source, split: str, data: ConfigDict) -> SplitReport:
 
     Args:
       source: the split.
-      split: what it is called.
+      split: its name.
       data: `config.data`.
     """
     num_classes = len(source.classes)
 
-    def examine(index: int) -> str | tuple[tuple[int, int], np.ndarray]:
-        """What is wrong, or the size and how many pixels each class has, the ignored last."""
+    def count_labels(index: int) -> _LabelCounts | str:
+        """Count the labels of a sample, or say what is wrong with it."""
         try:
             labels = source[index].labels
         except DataError as error:
             return str(error)
         counts = np.bincount(labels.ravel(), minlength=data.ignore_label + 1)
-        return labels.shape, np.append(counts[:num_classes], counts[data.ignore_label])
+        height, width = labels.shape
+        return _LabelCounts((height, width), counts[:num_classes], int(counts[data.ignore_label]))
 
     indices = tqdm(range(len(source)), split, unit="image", leave=False, disable=None)
-    results = [result for _, result in map_ahead(examine, indices, data.num_threads)]
+    results = [result for _, result in map_ahead(count_labels, indices, data.num_threads)]
     problems = [*source.problems, *(result for result in results if isinstance(result, str))]
     report = _report(split, num_classes, problems, [result for result in results if not isinstance(result, str)])
     most = report.classes_per_image.max(initial=0)
@@ -100,51 +110,33 @@ def check_split(source: Source, split: str, data: ConfigDict) -> SplitReport:
     return report
 
 
-def _report(
-    split: str, num_classes: int, problems: list[str], results: list[tuple[tuple[int, int], np.ndarray]]
-) -> SplitReport:
-    pixels = np.zeros(num_classes, np.int64)
-    images = np.zeros(num_classes, np.int64)
-    ignored_pixels = 0
-    for _, counts in results:
-        pixels += counts[:-1]
-        images += counts[:-1] > 0
-        ignored_pixels += int(counts[-1])
-    shapes = np.array([shape for shape, _ in results] or [(0, 0)])
+def _report(split: str, num_classes: int, problems: list[str], counts: list[_LabelCounts]) -> SplitReport:
+    pixels = np.array([count.pixels for count in counts], np.int64).reshape(-1, num_classes)  # (n, K)
+    heights, widths = zip(*[count.size for count in counts], strict=True) if counts else ([0], [0])
     return SplitReport(
         split=split,
         problems=tuple(problems),
-        num_images=len(results),
-        sizes=tuple(zip(shapes.min(axis=0).tolist(), shapes.max(axis=0).tolist(), strict=True)),
-        pixels=pixels,
-        ignored_pixels=ignored_pixels,
-        images=images,
-        classes_per_image=np.array([np.count_nonzero(counts[:-1]) for _, counts in results], np.int64),
+        num_images=len(counts),
+        sizes=((min(heights), max(heights)), (min(widths), max(widths))),
+        pixels=pixels.sum(axis=0),
+        ignored_pixels=sum(count.ignored for count in counts),
+        images=np.count_nonzero(pixels, axis=0),
+        classes_per_image=np.count_nonzero(pixels, axis=1),
     )
 
 
 def print_reports(reports: list[SplitReport], classes: ClassTable, console: Console | None = None) -> None:
-    """Print the reports of the splits: a line for each, a table of the classes, the problems.
+    """Print the reports of the splits: a line for each split, a table of the classes, and the problems.
 
     Args:
-      reports: of the splits.
-      classes: the data's classes.
-      console: where to; standard output by default.
+      reports: one for each split.
+      classes: of the data.
+      console: where to print; by default standard output.
     """
     console = console or Console()
     for report in reports:
         console.print(_summary(report), highlight=False)
-    table = Table("id", "class", title="Share of the labelled pixels, and share of the images that hold the class")
-    for report in reports:
-        table.add_column(f"{report.split}\npixels", justify="right")
-        table.add_column("\nimages", justify="right")
-    for number, name in enumerate(classes.names):
-        cells = []
-        for report in reports:
-            cells.append(_percent(report.pixels[number], report.pixels.sum()))
-            cells.append(_percent(report.images[number], report.num_images))
-        table.add_row(str(number), name, *cells)
-    console.print(table)
+    console.print(_class_table(reports, classes))
     for report in reports:
         for problem in report.problems[:PRINTED_PROBLEMS]:
             console.print(f"{report.split}: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
@@ -154,15 +146,31 @@ def print_reports(reports: list[SplitReport], classes: ClassTable, console: Cons
         console.print("No problems found.", style="green")
 
 
+def _class_table(reports: list[SplitReport], classes: ClassTable) -> Table:
+    """How frequent each class is in each split."""
+    table = Table("id", "class", title="Share of the labeled pixels, and share of the images that hold the class")
+    for report in reports:
+        table.add_column(f"{report.split}\npixels", justify="right")
+        table.add_column("\nimages", justify="right")
+    for class_id, name in enumerate(classes.names):
+        cells = []
+        for report in reports:
+            cells.append(_percent(report.pixels[class_id], report.pixels.sum()))
+            cells.append(_percent(report.images[class_id], report.num_images))
+        table.add_row(str(class_id), name, *cells)
+    return table
+
+
 def _summary(report: SplitReport) -> str:
     if not report.num_images:
         return f"{report.split}: no images that can be read"
-    (low, high), (narrow, wide) = report.sizes
-    total = report.pixels.sum() + report.ignored_pixels
+    (lowest, highest), (narrowest, widest) = report.sizes
+    num_pixels = report.pixels.sum() + report.ignored_pixels
+    per_image = report.classes_per_image
     return (
-        f"{report.split}: {report.num_images} images, {low} to {high} pixels high and {narrow} to {wide} wide; "
-        f"{_percent(report.ignored_pixels, total)} of the pixels ignored; {report.classes_per_image.min()} to "
-        f"{report.classes_per_image.max()} classes in an image, {report.classes_per_image.mean():.1f} on average"
+        f"{report.split}: {report.num_images} images, {lowest} to {highest} pixels high and {narrowest} to {widest} "
+        f"wide; {_percent(report.ignored_pixels, num_pixels)} of the pixels ignored; {per_image.min()} to "
+        f"{per_image.max()} classes in an image, {per_image.mean():.1f} on average"
     )
 
 

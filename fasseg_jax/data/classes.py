@@ -1,32 +1,35 @@
-"""Class tables: the names and colours of a data set's classes, one CSV file per data set."""
+"""Class tables: the names and colors of a data set's classes, one CSV file per data set."""
 
 import csv
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["ClassTable", "DataError", "check_num_classes", "load_classes"]
+__all__ = ["ClassTable", "DataError", "check_num_classes", "load_classes", "write_classes"]
 
 TABLES = Path(__file__).parent / "class_tables"
 
 
 class DataError(ValueError):
-    """Something is wrong with the data; the message names the file or field, and what to do."""
+    """Something is wrong with the data; the message names the file or field, and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """Names and colours of K classes, in the order of the class ids 0 to K - 1.
+    """Names and colors of K classes, in the order of the class ids 0 to K - 1.
 
     Attributes:
       names: K class names.
-      palette: (K, 3) uint8 RGB, one colour per class.
+      palette: (K, 3) uint8 RGB, one color per class.
+      label_ids: the id of each class in the data set's own label files, if these have ids of their own.
     """
 
     names: tuple[str, ...]
     palette: np.ndarray
+    label_ids: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.palette.shape != (len(self.names), 3) or self.palette.dtype != np.uint8:
@@ -40,7 +43,7 @@ class ClassTable:
 
 
 def check_num_classes(classes: ClassTable, num_classes: int) -> None:
-    """Raise a `DataError` if the data's classes are not as many as `num_classes`, the model's."""
+    """Raise a `DataError` if the data have another number of classes than `num_classes`, the model's."""
     if len(classes) != num_classes:
         raise DataError(
             f"config.model.num_classes is {num_classes}, but the data have {len(classes)} classes: "
@@ -52,44 +55,59 @@ def load_classes(name: str) -> ClassTable:
     """Read a class table.
 
     Args:
-      name: a table of the package ("ade20k", "cityscapes"; the `data.dataset` of a configuration), or the path of a
-        CSV file of one's own, ending in ".csv". The first row names the columns; `id`, `r`, `g`, `b` and `name` are
-        read (colours 0 to 255), others may be there. Rows are in the order of the ids 0, 1, 2, ...
+      name: a table of the package ("ade20k", "cityscapes"; `config.data.dataset` names one), or the path of your own
+        CSV file, ending in ".csv". Its first row names the columns. The columns `id`, `r`, `g`, `b` (0 to 255) and
+        `name` are needed, `label_id` is optional, and others are ignored. Rows are in the order of the ids 0, 1, 2, ...
 
     Raises:
-      FileNotFoundError: no such table or file.
+      FileNotFoundError: there is no such table or file.
       ValueError: the file is not a class table; the message names the line.
     """
     file = Path(name) if name.endswith(".csv") else TABLES / f"{name}.csv"
     if not file.is_file():
         known = ", ".join(sorted(table.stem for table in TABLES.glob("*.csv")))
         raise FileNotFoundError(f"no class table {name!r}: choose one of {known}, or give the path of a .csv file")
-    names, palette = [], []
+    names: list[str] = []
+    palette: list[list[int]] = []
+    label_ids: list[int] = []
     with file.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         absent = {"id", "r", "g", "b", "name"} - set(reader.fieldnames or ())
         if absent:
             raise ValueError(f"{file}: the first row must name the columns id, r, g, b, name; absent: {sorted(absent)}")
         for row in reader:
-            names.append(_class_name(row, file, reader.line_num, len(names)))
-            palette.append(_colour(row, file, reader.line_num))
+            line = f"{file}, line {reader.line_num}"
+            names.append(_class_name(row, line, len(names)))
+            palette.append(_numbers(row, "rgb", line, largest=255))
+            if "label_id" in row:
+                label_ids += _numbers(row, ["label_id"], line, largest=65535)
     if not names:
         raise ValueError(f"{file}: holds no classes")
-    return ClassTable(tuple(names), np.array(palette, np.uint8))
+    return ClassTable(tuple(names), np.array(palette, np.uint8), tuple(label_ids) or None)
 
 
-def _class_name(row: dict, file: Path, line: int, expected_id: int) -> str:
+def _class_name(row: dict[str, str], line: str, expected_id: int) -> str:
     if row["id"] != str(expected_id):
-        raise ValueError(
-            f"{file}, line {line}: expected id {expected_id} (ids run from 0 without gaps), got {row['id']!r}"
-        )
+        raise ValueError(f"{line}: expected id {expected_id} (ids run from 0 without gaps), got {row['id']!r}")
     if not row["name"]:
-        raise ValueError(f"{file}, line {line}: the class has no name")
+        raise ValueError(f"{line}: the class has no name")
     return row["name"]
 
 
-def _colour(row: dict, file: Path, line: int) -> list[int]:
-    texts = [row[channel] or "" for channel in "rgb"]
-    if not all(text.isdecimal() and int(text) <= 255 for text in texts):
-        raise ValueError(f"{file}, line {line}: r, g, b must be whole numbers from 0 to 255, got {', '.join(texts)}")
+def _numbers(row: dict[str, str], columns: Iterable[str], line: str, largest: int) -> list[int]:
+    texts = [row[column] or "" for column in columns]
+    if not all(text.isdecimal() and int(text) <= largest for text in texts):
+        raise ValueError(
+            f"{line}: {', '.join(columns)} must be whole numbers from 0 to {largest}, got {', '.join(texts)}"
+        )
     return [int(text) for text in texts]
+
+
+def write_classes(file: Path, classes: ClassTable) -> None:
+    """Write a class table that `load_classes` reads."""
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["id", "r", "g", "b", "name", *(["label_id"] if classes.label_ids else [])])
+        for class_id, (name, color) in enumerate(zip(classes.names, classes.palette.tolist(), strict=True)):
+            label_id = [classes.label_ids[class_id]] if classes.label_ids else []
+            writer.writerow([class_id, *color, name, *label_id])

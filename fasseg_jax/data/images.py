@@ -1,4 +1,4 @@
-"""Opening photos of any kind, and finding them in folders."""
+"""Opens photos of any kind, and finds them in folders."""
 
 import dataclasses
 import os
@@ -14,48 +14,48 @@ __all__ = ["MAX_PIXELS", "PHOTO_EXTENSIONS", "PhotoError", "PhotoList", "list_ph
 
 PHOTO_EXTENSIONS = frozenset(
     [".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
-)  # what a folder is searched for; a file given by name is opened whatever its extension
+)  # that a search in folders looks for; a file given by name may have any extension
 
-MAX_PIXELS = 400_000_000  # larger files are refused, as they may be built to exhaust memory when decompressed
+MAX_PIXELS = 400_000_000  # larger files are refused: they may be made to exhaust memory when decompressed
 
 
 class PhotoError(ValueError):
-    """A file that cannot be opened as a photo; the message names the file and the reason."""
+    """A file cannot be opened as a photo; the message names the file and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotoList:
-    """The photos of a folder, by path, and how many other files were left out for their extension."""
+    """The paths of a folder's photos, and how many files of other extensions were left out."""
 
     paths: tuple[Path, ...]
     ignored: int
 
 
 def open_photo(path: str | os.PathLike) -> np.ndarray:
-    """Open a photo as the viewer shows it: EXIF orientation applied, first frame of an animation.
+    """Open a photo as a viewer shows it: turned by its EXIF orientation, the first frame of an animation.
 
-    Transparency and colour profiles are dropped. 16-bit grey is scaled to 8 bits by its full range; 32-bit and
-    floating-point grey, for which files state no white level, by the picture's own minimum and maximum.
+    Transparency and color profiles are dropped. 16-bit gray is scaled to 8 bits by its full range. 32-bit and
+    floating-point gray is scaled by the image's own minimum and maximum, because files state no white level for it.
 
     Args:
-      path: a file of any format and mode that Pillow reads, of at most `MAX_PIXELS`.
+      path: a file of any format and mode that Pillow reads, with at most `MAX_PIXELS`.
 
     Returns:
       uint8 RGB, (H, W, 3).
 
     Raises:
-      PhotoError: the file is missing, damaged, too large, or no picture.
+      PhotoError: the file is missing, damaged, too large, or no image.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it and refuses above twice its value
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above this value and refuses above twice as much
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             return np.array(to_rgb(_upright(image), image.format))
     except Image.DecompressionBombError:
         raise PhotoError(f"{path}: more than {MAX_PIXELS // 10**6} million pixels; scale it down first") from None
     except Image.UnidentifiedImageError:
         raise PhotoError(f"{path}: not a picture in a format that Pillow reads") from None
-    except Exception as error:  # a damaged file raises nearly anything in a decoder
+    except Exception as error:  # decoders raise nearly anything for a damaged file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PhotoError(f"{path}: {reason}") from error
     finally:
@@ -66,17 +66,18 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()  # raises what is wrong with the pixels
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data, which raise nearly anything: shown as stored, as viewers do
+    except Exception:  # damaged EXIF data raise nearly anything; viewers show such a photo as stored
         return image
 
 
-def to_rgb(image: Image.Image, file_format: str) -> Image.Image:
+def to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    """Convert an image of any mode to RGB; `file_format` is Pillow's name of the format it was read from."""
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
-    if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips these to 0..255
+    if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips these to 0 to 255
         values = np.nan_to_num(np.asarray(image, np.float64))
-        # 16-bit grey is "I;16" in most formats and "I" in netpbm.
+        # 16-bit gray is "I;16" in most formats and "I" in netpbm.
         sixteen_bit = image.mode.startswith("I;16") or file_format == "PPM"
         black, white = (0, 65535) if sixteen_bit else (values.min(), values.max())
         values = (values - black) * (255 / max(white - black, np.finfo(float).tiny))
@@ -85,13 +86,13 @@ def to_rgb(image: Image.Image, file_format: str) -> Image.Image:
 
 
 def list_photos(folder: Path, exclude: Path | None = None) -> PhotoList:
-    """Find the photos below a folder by their extensions, in the order of their paths.
+    """Find the photos below a folder by their extensions, sorted by path.
 
-    Symbolic links are followed, each folder is visited once. Hidden files and folders count as no photos.
+    Symbolic links are followed; each folder is visited once. Hidden files and folders are left out.
 
     Args:
-      folder: where to search, with all subfolders.
-      exclude: a folder inside that is not searched (where the results go).
+      folder: is searched with all its subfolders.
+      exclude: a subfolder to leave out, such as that of the results.
 
     Raises:
       OSError: a folder cannot be read.
@@ -106,21 +107,21 @@ def _is_photo(path: Path) -> bool:
 
 
 def output_names(paths: list[Path]) -> list[Path]:
-    """Names for the results of photos, without extension: no two alike, also where upper and lower case are the same.
+    """Choose names without extension for the results of photos. No two differ only in upper and lower case.
 
     A photo's name loses its extension, unless another photo beside it (a.jpg, a.png) would get the same name.
 
     Args:
-      paths: the photos' different paths, relative to the input folder.
+      paths: the photos' paths, all different, relative to the input folder.
 
     Returns:
-      One path for each, in the same folder.
+      One path for each photo, in the same folder.
     """
     names = [path.with_suffix("") for path in paths]
     while True:
         count = Counter(str(name).casefold() for name in names)
         # Keeping an extension may collide in turn (a.jpg.png): repeat until nothing changes.
-        kept = [path if count[str(name).casefold()] > 1 else name for path, name in zip(paths, names, strict=True)]
-        if kept == names:
+        unique = [path if count[str(name).casefold()] > 1 else name for path, name in zip(paths, names, strict=True)]
+        if unique == names:
             return names
-        names = kept
+        names = unique

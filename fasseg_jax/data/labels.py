@@ -3,25 +3,47 @@
 import io
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from fasseg_jax.data.classes import DataError
+from fasseg_jax.data.classes import ClassTable, DataError
 from fasseg_jax.data.images import to_rgb
 from fasseg_jax.data.samples import Sample
 
-__all__ = ["UNKNOWN", "decode_labels", "decode_sample", "encode_labels", "label_dtype", "label_table", "map_labels"]
+__all__ = [
+    "UNKNOWN",
+    "decode_labels",
+    "decode_sample",
+    "encode_labels",
+    "file_ids",
+    "label_dtype",
+    "label_table",
+    "map_labels",
+]
 
-UNKNOWN = -1  # in a label table: an id that files must not contain
-
-ROTATED = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
+UNKNOWN = -1  # in a label table: files must not contain this id
+ORIENTATION = 0x0112  # the EXIF tag
+ROTATED = (5, 6, 7, 8)  # its values that exchange width and height
 
 
 def label_dtype(largest: int) -> type[np.uint8] | type[np.uint16]:
-    """The smallest type for labels from 0 to `largest`, of which files hold at most 65535.
+    """The smallest dtype for labels from 0 to `largest`, at most 65535.
 
-    Predictions pass the number of classes, which keeps 255 free for ignored pixels.
+    Predictions pass the number of classes, so that 255 stays free for ignored pixels.
     """
     return np.uint8 if largest <= 255 else np.uint16
+
+
+def file_ids(data: ConfigDict, classes: ClassTable) -> np.ndarray:
+    """The id of each class in the data set's own label files, (K,) integers.
+
+    Args:
+      data: `config.data`.
+      classes: the K classes; their `label_ids`, if they have any, are the answer.
+    """
+    if classes.label_ids:
+        return np.array(classes.label_ids)
+    return np.arange(len(classes)) + int(data.reduce_zero_label)
 
 
 def label_table(num_classes: int, ignore_label: int, reduce_zero_label: bool = False) -> np.ndarray:
@@ -29,14 +51,14 @@ def label_table(num_classes: int, ignore_label: int, reduce_zero_label: bool = F
 
     Args:
       num_classes: K.
-      ignore_label: the value of ignored pixels, in files as in training.
-      reduce_zero_label: files hold 0 for "other" (ignored) and classes from 1.
+      ignore_label: the label of ignored pixels, in files and in training.
+      reduce_zero_label: files hold 0 for "other", which is ignored, and the classes begin at 1.
 
     Returns:
       (65536,) int32: training ids, or `UNKNOWN`.
 
     Raises:
-      DataError: `ignore_label` is the id of a class.
+      DataError: `ignore_label` is the id of a class, or too large.
     """
     first = int(reduce_zero_label)
     if not num_classes + first <= ignore_label <= 65535:
@@ -53,28 +75,27 @@ def label_table(num_classes: int, ignore_label: int, reduce_zero_label: bool = F
 
 
 def decode_sample(photo: bytes, labels: np.ndarray, name: str, labels_name: str) -> Sample:
-    """Decode a photo to RGB, turned so that its label map fits.
+    """Decode a photo to RGB, and turn it if its label map fits only then.
 
-    The EXIF orientation, which says how a viewer turns the photo, is applied only where the label map has the size of
-    the turned photo and not the stored one: annotation tools differ in what they show.
+    The EXIF orientation says how a viewer turns the photo. It is applied only if the label map has the size of the
+    turned photo and not of the stored one, because annotation tools differ in what they show.
 
     Args:
-      photo: content of an image file.
-      labels: its training ids, (H, W).
-      name: what the sample, and in messages the photo, is called.
-      labels_name: what messages call the label map.
+      photo: an image file.
+      labels: the training ids, (H, W).
+      name: names the sample, and the photo in messages.
+      labels_name: names the label map in messages.
 
     Raises:
-      DataError: not a picture, damaged, or of another size than the label map.
+      DataError: the photo is no image, damaged, or of another size than the label map.
     """
+    height, width = labels.shape
     try:
         with Image.open(io.BytesIO(photo)) as image:
             image.load()
-            height, width = labels.shape
-            if image.size != (width, height) and _is_rotated(image):
-                image = ImageOps.exif_transpose(image)
-            rgb = np.asarray(to_rgb(image, image.format))
-    except Exception as error:  # a damaged file raises nearly anything in a decoder
+            rotate = image.size != (width, height) and image.getexif().get(ORIENTATION) in ROTATED
+            rgb = np.asarray(to_rgb(ImageOps.exif_transpose(image) if rotate else image, image.format))
+    except Exception as error:  # decoders raise nearly anything for a damaged file
         raise DataError(f"{name}: cannot be read as a picture ({_reason(error)}); replace or remove it") from error
     if rgb.shape[:2] != labels.shape:
         raise DataError(
@@ -84,33 +105,29 @@ def decode_sample(photo: bytes, labels: np.ndarray, name: str, labels_name: str)
     return Sample(rgb, labels, name)
 
 
-def _is_rotated(image: Image.Image) -> bool:
-    return image.getexif().get(0x0112) in ROTATED  # the tag "Orientation"
-
-
 def decode_labels(file: bytes, name: str) -> np.ndarray:
-    """Decode a label map as it is stored: one channel of 8 or 16 bits, or the indices (never the colours) of a palette.
+    """Decode a label map as it is stored: one channel of 8 or 16 bits, or the indices (never the colors) of a palette.
 
     Args:
-      file: content of a PNG file.
-      name: what messages call it.
+      file: a PNG file.
+      name: names the file in messages.
 
     Returns:
       (H, W) uint8 or uint16.
 
     Raises:
-      DataError: damaged, or of a kind whose ids are not certain.
+      DataError: the file is damaged, or of a kind whose ids are not certain.
     """
     try:
         with Image.open(io.BytesIO(file)) as image:
-            # Grey PNGs of 1, 2 or 4 bits are brightnesses: decoders scale them, 1 of 4 bits becoming 17.
+            # Decoders scale the brightness of gray PNGs of 1, 2 or 4 bits: 1 of 4 bits becomes 17.
             scaled = image.mode == "1" or any(str(tile[3]).startswith("L;") for tile in image.tile)
             image.load()
             values = np.asarray(image)
     except Exception as error:
         raise DataError(f"{name}: cannot be read as a label map ({_reason(error)}); replace or remove it") from error
     if scaled or image.mode not in ("L", "P", "I;16"):
-        kind = "a grey picture of fewer than 8 bits" if scaled else f"a picture of mode {image.mode}"
+        kind = "a gray picture of fewer than 8 bits" if scaled else f"a picture of mode {image.mode}"
         raise DataError(
             f"{name}: is {kind}; save class ids as an 8-bit or 16-bit single-channel PNG or as one with a palette"
         )
@@ -123,10 +140,10 @@ def map_labels(values: np.ndarray, table: np.ndarray, name: str) -> np.ndarray:
     Args:
       values: (H, W) uint8 or uint16, from `decode_labels`.
       table: from `label_table`.
-      name: what messages call the file.
+      name: names the file in messages.
 
     Returns:
-      (H, W), uint8 if the table has no greater value, else uint16.
+      (H, W), of the smallest dtype for the values of the table.
 
     Raises:
       DataError: the file holds unknown ids.
@@ -143,7 +160,7 @@ def map_labels(values: np.ndarray, table: np.ndarray, name: str) -> np.ndarray:
 
 
 def encode_labels(labels: np.ndarray) -> bytes:
-    """A label map, (H, W) uint8 or uint16, as PNG."""
+    """Encode a label map, (H, W) uint8 or uint16, as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(labels).save(buffer, "png")
     return buffer.getvalue()
@@ -159,6 +176,6 @@ def _listing(ids: np.ndarray) -> str:
 
 
 def _ranges(ids: np.ndarray) -> str:
-    """Ascending integers, the runs among them as "first to last"."""
+    """Write ascending integers with their runs as "first to last"."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)

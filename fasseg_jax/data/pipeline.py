@@ -1,4 +1,4 @@
-"""Batches for training: a function of the step, read ahead by threads."""
+"""Training batches: each depends on the seed and its step only, and threads read them ahead."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from fasseg_jax.data.samples import Source
 
 __all__ = ["Batch", "TrainingBatches", "read_ahead"]
 
-SHUFFLING, AUGMENTING = 0, 1  # what a random generator is for; keeps their seeds apart
+SHUFFLING, AUGMENTING = 0, 1  # part of a generator's seed, so that its two uses are independent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Batch:
     """One host's part of a training batch: b of the global batch's images.
 
     Attributes:
-      images: (b, H, W, 3) uint8 RGB, not normalised; H and W are `config.augmentation.crop`.
+      images: (b, H, W, 3) uint8 RGB, not normalized; H and W are `config.augmentation.crop`.
       labels: (b, H, W) class ids, or the ignore label; uint8 or uint16.
       classes: (b, T) int32, the classes present in ascending order, then -1.
-      index: (b,) int64, where the samples are in the source.
+      index: (b,) int64, the samples' indices in the source.
       names: of the b samples.
     """
 
@@ -37,22 +37,22 @@ class Batch:
 
 
 class TrainingBatches:
-    """The batches of all training steps, by step number: a sequence of `config.train.steps` of them.
+    """The batches of all training steps: a sequence of `config.train.steps` batches, by step.
 
-    Each epoch visits every sample once, in an order of its own; a batch may hold the end of one and the beginning of
-    the next. Order and augmentation depend on the seed and on the position in the global sequence of samples alone, so
-    that a step has the same global batch on any number of hosts, of which host h of n makes the h-th block.
+    Each epoch visits every sample once, in its own random order. A batch may hold the end of one epoch and the start of
+    the next. Order and augmentation depend only on the seed and the position in the global sequence of samples. So a
+    step has the same global batch on any number of hosts; of n hosts, host h makes its h-th block.
     """
 
     def __init__(self, source: Source, config: ConfigDict, seed: int, host: int = 0, num_hosts: int = 1):
-        """See the class.
+        """Check what the batches are made from; nothing is read yet.
 
         Args:
           source: the training split.
-          config: the whole configuration; its parts `train`, `augmentation` and `data` are used.
+          config: the whole configuration; `train`, `augmentation` and `data` are used.
           seed: of order and augmentation.
-          host: this host's number, from 0.
-          num_hosts: of which there are so many.
+          host: index of this host.
+          num_hosts: number of hosts.
 
         Raises:
           DataError: a field of the configuration does not fit.
@@ -61,11 +61,13 @@ class TrainingBatches:
             raise DataError("the training split holds no samples")
         if config.train.batch_size % num_hosts:
             raise DataError(
-                f"config.train.batch_size = {config.train.batch_size} cannot be shared by {num_hosts} hosts; "
+                f"config.train.batch_size = {config.train.batch_size} cannot be shared by {num_hosts} hosts: "
                 "choose a multiple of their number"
             )
         if any(side % SIZE_DIVISOR for side in config.augmentation.crop):
-            raise DataError(f"config.augmentation.crop = {config.augmentation.crop}: needs multiples of {SIZE_DIVISOR}")
+            raise DataError(
+                f"config.augmentation.crop = {config.augmentation.crop}: choose multiples of {SIZE_DIVISOR}"
+            )
         self._source = source
         self._augmentation = config.augmentation
         self._ignore_label = config.data.ignore_label
@@ -80,7 +82,7 @@ class TrainingBatches:
         return self._steps
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a step; raises a `DataError` that names the file."""
+        """The batch of a step; a `DataError` that names the file if a sample cannot be read."""
         if not 0 <= step < self._steps:
             raise IndexError(f"step {step} of {self._steps}")
         first = step * self._global_size + self._offset
@@ -91,8 +93,8 @@ class TrainingBatches:
 
     def _example(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, str]:
         """The sample at a position in the global sequence, augmented."""
-        epoch, place = divmod(position, len(self._source))
-        index = int(_order(len(self._source), self._seed, epoch)[place])
+        epoch, position_in_epoch = divmod(position, len(self._source))
+        index = int(_epoch_order(len(self._source), self._seed, epoch)[position_in_epoch])
         sample = self._source[index]
         rng = np.random.default_rng([self._seed, AUGMENTING, position])
         image, labels = augment(sample.image, sample.labels, self._augmentation, self._ignore_label, rng)
@@ -100,7 +102,7 @@ class TrainingBatches:
         if len(present) > self._max_targets:
             raise DataError(
                 f"{sample.name}: a crop holds {len(present)} classes, more than config.data.max_targets = "
-                f"{self._max_targets}; raise it (`train.py --check` says how many images hold at most)"
+                f"{self._max_targets}; raise it (`train.py --check` prints the largest number of classes in an image)"
             )
         classes = np.full(self._max_targets, -1, np.int32)
         classes[: len(present)] = present
@@ -108,23 +110,23 @@ class TrainingBatches:
 
 
 def read_ahead(batches: TrainingBatches, data: ConfigDict, first_step: int = 0) -> Iterator[Batch]:
-    """Iterate over the batches from a step on, which threads prepare in advance.
+    """Iterate over the batches from a step on, while threads prepare the next ones.
 
-    The iterator can be saved and restored by `grain.checkpoint`; as a batch depends on its step alone, a program that
-    knows its step may as well begin a new one there.
+    `grain.checkpoint` can save and restore the iterator. Because a batch depends on its step only, a program that knows
+    its step can also start a new iterator there.
 
     Args:
-      batches: what to iterate over.
-      data: `config.data`; its `num_threads` and `prefetch` are used, and change nothing else than the speed.
+      batches: all batches.
+      data: `config.data`; `num_threads` and `prefetch` are used, and affect only the speed.
       first_step: the step of the first batch.
     """
-    import grain  # slow to import, and needless for programs that only look up classes
+    import grain  # slow to import, and programs that only look up classes do not need it
 
     options = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
     return iter(grain.MapDataset.source(batches)[first_step:].to_iter_dataset(options))
 
 
-@functools.lru_cache(maxsize=4)  # an epoch and the next, by several threads
-def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits the samples, (length,)."""
+@functools.lru_cache(maxsize=4)  # threads may work on an epoch and the next
+def _epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """The indices of the samples in the order in which an epoch visits them, (length,)."""
     return np.random.default_rng([seed, SHUFFLING, epoch]).permutation(length)

@@ -5,9 +5,11 @@ from typing import Protocol
 
 import numpy as np
 
-from fasseg_jax.data.classes import ClassTable, DataError
+from fasseg_jax.data.classes import ClassTable
 
-__all__ = ["DataError", "Sample", "Source"]
+__all__ = ["SPLITS", "Sample", "Source"]
+
+SPLITS = ("training", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +18,9 @@ class Sample:
 
     Attributes:
       image: uint8 RGB, (H, W, 3).
-      labels: (H, W) class ids 0 to K - 1, or the configuration's ignore label; uint8, or uint16 where the ignore
-        label exceeds 255.
-      name: what messages call it.
+      labels: (H, W) class ids 0 to K - 1, or the configuration's ignore label. uint8, or uint16 if the ignore label
+        exceeds 255.
+      name: names the sample in messages, usually the path of its photo.
     """
 
     image: np.ndarray
@@ -27,22 +29,29 @@ class Sample:
 
 
 class Source(Protocol):
-    """Random access to the samples of one split. Several threads may read at once.
+    """The samples of one split, by index. Several threads may read at once.
 
     Attributes:
-      classes: names and colours of the K classes.
+      classes: names and colors of the K classes.
+      file_ids: (K,) integers, the id of each class in the data set's own label files. Submissions to an evaluation
+        server are written in these ids.
       problems: what is wrong with the source as a whole, such as files without a partner, one line each.
     """
 
     classes: ClassTable
+    file_ids: np.ndarray
     problems: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """Read sample `index`, 0 to `len(self) - 1`; raises a `DataError` that names its file."""
+        """Read sample `index`, 0 to `len(self) - 1`.
+
+        Raises:
+          DataError: the sample cannot be read; the message names its file.
+        """
         ...
 
     def version(self, index: int) -> str:
-        """A text that changes whenever sample `index` does, without reading it: names, sizes and times of its files."""
+        """A text that changes whenever sample `index` does, without reading it: names, sizes, times of its files."""
         ...

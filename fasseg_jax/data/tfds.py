@@ -1,4 +1,4 @@
-"""Data sets prepared as array_record files by `tensorflow-datasets`: few large files, read without TensorFlow.
+"""Data sets prepared by `tensorflow-datasets` as array_record files: few and large, and read without TensorFlow.
 
     python -m fasseg_jax.data.tfds --config configs/ade20k.py:r50 --config.data.root=ADEChallengeData2016 --output DIR
 
@@ -6,39 +6,48 @@ copies the photos as they are and the label maps as training ids, and prints the
 
     python train.py --config configs/ade20k.py:r50 --config.data.source=tfds --config.data.root=PRINTED_FOLDER
 
-A folder data set with its own classes.txt, ADE20K and Cityscapes are prepared alike. The files are read from a file
-system: on several machines, mount the bucket that holds them or copy them to each.
+ADE20K, Cityscapes and folders with their own classes.txt are all prepared in this way. The files must lie in a file
+system: if several machines train, mount the bucket that holds them, or copy them to each machine.
 """
 
-import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fasseg_jax.data.classes import ClassTable, DataError
+from fasseg_jax.data.classes import DataError, write_classes
 from fasseg_jax.data.labels import decode_sample, encode_labels, label_dtype
+from fasseg_jax.data.samples import SPLITS
 from fasseg_jax.data.sources.folder import FolderSource
-from fasseg_jax.data.sources.registry import SPLITS, open_source
+from fasseg_jax.data.sources.registry import open_source
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["Segmentation", "prepare"]
+__all__ = ["SegmentationBuilder", "prepare"]
 
 
-class Segmentation(tfds.core.GeneratorBasedBuilder):
-    """Builder of a data set for semantic segmentation from folders of files."""
+class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
+    """Builds a data set for semantic segmentation from folders of files."""
 
+    name = "segmentation"  # of the folder
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, sources: dict[str, FolderSource], root: Path, name: str, ignore_label: int, data_dir: str):
-        """`sources` by split, with files below `root`; `name` tells the data set from others in `data_dir`."""
+    def __init__(self, sources: Mapping[str, FolderSource], root: Path, name: str, ignore_label: int, data_dir: Path):
+        """Set up the builder.
+
+        Args:
+          sources: by split.
+          root: the folder that holds their files.
+          name: tells the data set from others in `data_dir`.
+          ignore_label: label of ignored pixels.
+          data_dir: the folder in which one for the data set is made.
+        """
         self._sources = sources
         self._root = root
         self._ignore_label = ignore_label
         super().__init__(
-            data_dir=data_dir,
+            data_dir=str(data_dir),
             config=tfds.core.BuilderConfig(name=name, version=self.VERSION),
             file_format="array_record",
         )
@@ -65,7 +74,7 @@ class Segmentation(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, source: FolderSource) -> Iterator:
         for index in range(len(source)):
             photo, labels, name, labels_name = source.read(index)
-            decode_sample(photo, labels, name, labels_name)  # what cannot be read should fail now, not in training
+            decode_sample(photo, labels, name, labels_name)  # fails now, rather than in training
             yield (
                 index,
                 {"image": photo, "labels": encode_labels(labels), "name": str(Path(name).relative_to(self._root))},
@@ -76,8 +85,8 @@ def prepare(config: ConfigDict, output: str | Path) -> Path:
     """Write a folder data set as array_record files.
 
     Args:
-      config: the configuration of a training from the folders, source "folder" or "cityscapes".
-      output: a folder, in which one for the data set is made.
+      config: the configuration of a training from the folders, with the source "folder" or "cityscapes".
+      output: the folder in which one for the data set is made.
 
     Returns:
       The data set's folder, the `config.data.root` of a training from it.
@@ -85,37 +94,33 @@ def prepare(config: ConfigDict, output: str | Path) -> Path:
     Raises:
       DataError: something is wrong with the data, or `output` holds them already.
     """
-    if config.data.source not in ("folder", "cityscapes"):
-        raise DataError(f'config.data.source = {config.data.source!r}; only "folder" and "cityscapes" can be prepared')
-    sources = {split: open_source(config, split) for split in SPLITS}
+    sources = {split: _open_files(config, split) for split in SPLITS}
     root = Path(config.data.root).expanduser()
     name = Path(config.data.dataset or root.resolve()).stem
-    builder = Segmentation(sources, root, name, config.data.ignore_label, str(Path(output).expanduser()))
+    builder = SegmentationBuilder(sources, root, name, config.data.ignore_label, Path(output).expanduser())
     folder = Path(builder.data_dir)
     if folder.exists():
-        raise DataError(f"{folder} is there already; delete it to prepare the data anew")
+        raise DataError(f"{folder} is there already; delete it to prepare the data again")
     builder.download_and_prepare()
     write_classes(folder / "classes.csv", sources["training"].classes)
     return folder
 
 
-def write_classes(file: Path, classes: ClassTable) -> None:
-    """Write a class table that `load_classes` reads."""
-    with file.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(["id", "r", "g", "b", "name"])
-        for number, (name, colour) in enumerate(zip(classes.names, classes.palette.tolist(), strict=True)):
-            writer.writerow([number, *colour, name])
+def _open_files(config: ConfigDict, split: str) -> FolderSource:
+    source = open_source(config, split)
+    if not isinstance(source, FolderSource):
+        raise DataError(f'config.data.source = {config.data.source!r}; only "folder" and "cityscapes" can be prepared')
+    return source
 
 
 def main() -> None:
     """Run the program."""
     config = config_flags.DEFINE_config_file("config", help_string="The data, e.g. configs/folder.py:DIR.")
-    output = flags.DEFINE_string("output", None, "Folder, in which one for the data set is made.")
-    flags.mark_flags_as_required(["config", "output"])
+    output = flags.DEFINE_string("output", None, "Folder, in which one for the data set is made.", required=True)
+    flags.mark_flag_as_required("config")
 
     def run(_: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # tensorflow-datasets tells a lot
+        logging.set_verbosity(logging.ERROR)  # tensorflow-datasets logs a lot
         try:
             folder = prepare(config.value, output.value)
         except (OSError, ValueError) as error:

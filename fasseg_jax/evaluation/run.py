@@ -18,7 +18,7 @@ from fasseg_jax.evaluation.evaluate import ImageResult, evaluate_images, share_o
 from fasseg_jax.evaluation.metrics import metrics_of
 from fasseg_jax.evaluation.progress import EvaluationProgress, describe_evaluation
 from fasseg_jax.evaluation.results import picture_images, rank, write_images, write_numbers, write_pictures
-from fasseg_jax.evaluation.submission import result_name, submission_ids, write_labels
+from fasseg_jax.evaluation.submission import result_name, write_labels
 from fasseg_jax.evaluation.tables import print_table
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.views import inference_settings
@@ -248,7 +248,7 @@ def default_output(checkpoint: Path, config: ConfigDict) -> Path:
 def prediction_writer(evaluation: Evaluation) -> Callable[[str, np.ndarray], None]:
     """Writes the label map of a sample to OUTPUT/predictions."""
     data, folder = evaluation.config.data, evaluation.output / "predictions"
-    ids = submission_ids(data, len(evaluation.source.classes)) if evaluation.options.submission else None
+    ids = evaluation.source.file_ids if evaluation.options.submission else None
     return lambda name, labels: write_labels(folder / f"{result_name(name, data.root)}.png", labels, ids)
 
 

@@ -1,37 +1,23 @@
-"""Predicted label maps as files, in the classes' own numbers or in those of a data set's label files.
+"""Predicted label maps as files, with class ids or with the ids of the data set's own label files.
 
-Evaluation servers take the latter: ADE20K's are 1 to 150 (0 is "other"), Cityscapes' 34 label ids.
+Evaluation servers take the latter: those of ADE20K are 1 to 150 (0 is "other"), Cityscapes has 34 label ids.
 """
 
 from pathlib import PurePath
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from fasseg_jax.data.labels import label_dtype
-from fasseg_jax.data.sources.folder import cityscapes_label_ids
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["result_name", "submission_ids", "write_labels"]
-
-
-def submission_ids(data: ConfigDict, num_classes: int) -> np.ndarray:
-    """The number of each of the K = `num_classes` classes in the label files of a data set: (K,) integers.
-
-    Args:
-      data: `config.data`.
-      num_classes: K.
-    """
-    if data.dataset == "cityscapes":
-        return np.array(cityscapes_label_ids())
-    return np.arange(num_classes) + int(data.reduce_zero_label)
+__all__ = ["result_name", "write_labels"]
 
 
 def result_name(sample: str, root: str) -> str:
-    """What results of a sample are called below their folder: SUBFOLDER/NAME.
+    """The path of a sample's results below their folder: SUBFOLDER/NAME.
 
-    Sources call samples [`root`/]KIND/SPLIT/SUBFOLDER/NAME.EXTENSION, KIND being "images" or the like.
+    Sources name samples [`root`/]KIND/SPLIT/SUBFOLDER/NAME.EXTENSION, where KIND is "images" or the like.
 
     Args:
       sample: `Sample.name`.
@@ -43,12 +29,12 @@ def result_name(sample: str, root: str) -> str:
 
 
 def write_labels(path: Path, labels: np.ndarray, ids: np.ndarray | None = None) -> None:
-    """Write labels, (H, W) class ids, as a PNG of one channel, 8 bits if no id exceeds 255, else 16.
+    """Write labels, (H, W) class ids, as a PNG of one channel: 8 bits if no id exceeds 255, else 16.
 
     Args:
-      path: of the file; its folder is made if absent.
+      path: the file; its folder is made if absent.
       labels: class ids.
-      ids: (K,) the number to write for each class; by default its own.
+      ids: (K,) the id to write for each class, such as `Source.file_ids`; by default the class id.
     """
     if ids is not None:
         labels = ids.astype(label_dtype(ids.max()))[labels]

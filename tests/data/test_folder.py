@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from fasseg_jax.config import load_config
-from fasseg_jax.data import DataError, open_source
-from fasseg_jax.data.labels import decode_labels, decode_sample, label_table, map_labels
+from fasseg_jax.data import DataError, find_source, open_source
+from fasseg_jax.data.classes import load_classes
+from fasseg_jax.data.labels import decode_labels, decode_sample, file_ids, label_table, map_labels
 from fasseg_jax.data.sources.folder import folder_classes
 from tests.helpers.data_cases import CLASSES, SIZES, folder_config, write_folder, write_image
 
@@ -289,6 +290,10 @@ def test_classes_csv_and_none(tmp_path):
     assert folder_classes(tmp_path).names == ("first",)
 
 
+# The label ids of Cityscapes' 19 evaluated classes, from the data set's published list of labels.
+EVALUATED = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+
+
 def cityscapes(root, ending: str, values: np.ndarray):
     for split in ("train", "val"):
         photo = root / f"leftImg8bit/{split}/ulm/ulm_000_leftImg8bit.png"
@@ -297,16 +302,26 @@ def cityscapes(root, ending: str, values: np.ndarray):
         write_image(root / f"gtFine/{split}/ulm/ulm_000_gtFine{ending}.png", values)
     config = load_config("configs/cityscapes.py:r50")
     config.data.update(source="cityscapes", root=str(root))
-    return open_source(config, "validation")[0].labels
+    source = open_source(config, "validation")
+    np.testing.assert_array_equal(source.file_ids, EVALUATED)  # whichever files the labels come from
+    return source[0].labels
 
 
 def test_cityscapes(tmp_path):
     label_ids = np.arange(34, dtype=np.uint8)[None]
-    # The 19 evaluated classes, from the data set's published list of labels.
-    evaluated = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
-    expected = [evaluated.index(label_id) if label_id in evaluated else 255 for label_id in range(34)]
+    expected = [EVALUATED.index(label_id) if label_id in EVALUATED else 255 for label_id in range(34)]
     np.testing.assert_array_equal(cityscapes(tmp_path, "_labelIds", label_ids), [expected])
     with pytest.raises(DataError, match="ulm_000_gtFine_labelIds.png: holds the id 34"):
         cityscapes(tmp_path, "_labelIds", np.full((1, 34), 34, np.uint8))
     train_ids = np.r_[np.arange(19), [255] * 15].astype(np.uint8)[None]
     np.testing.assert_array_equal(cityscapes(tmp_path, "_labelTrainIds", train_ids), train_ids)
+
+
+def test_submissions_are_written_in_the_ids_of_the_label_files(root):
+    ade20k, shapes = (load_config(name).data for name in ("configs/ade20k.py:r50", "configs/shapes.py"))
+    np.testing.assert_array_equal(file_ids(ade20k, load_classes("ade20k")), np.arange(1, 151))
+    np.testing.assert_array_equal(find_source(shapes, "validation").file_ids, np.arange(6))
+    config = folder_config(root)
+    np.testing.assert_array_equal(open_source(config, "validation").file_ids, [0, 1, 2])
+    config.data.reduce_zero_label = True
+    np.testing.assert_array_equal(open_source(config, "validation").file_ids, [1, 2, 3])

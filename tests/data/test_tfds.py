@@ -36,6 +36,7 @@ def test_same_samples(folders, split):
     got = open_source(prepared_config(prepared), split)
     assert got.classes.names == source.classes.names
     np.testing.assert_array_equal(got.classes.palette, source.classes.palette)
+    np.testing.assert_array_equal(got.file_ids, source.file_ids)
     samples = [got[index] for index in range(len(got))]
     assert {sample.name for sample in samples} == expected.keys()
     for sample in samples:

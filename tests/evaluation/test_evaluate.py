@@ -14,7 +14,7 @@ from fasseg_jax.data.sources.shapes import ShapesSource
 from fasseg_jax.evaluation.evaluate import ImageResult, evaluate_images, evaluate_source, sum_counts
 from fasseg_jax.evaluation.metrics import Counts
 from fasseg_jax.evaluation.progress import EvaluationProgress, OtherEvaluationError, describe_evaluation
-from fasseg_jax.evaluation.submission import result_name, submission_ids, write_labels
+from fasseg_jax.evaluation.submission import result_name, write_labels
 
 NUM_CLASSES = 6
 
@@ -196,9 +196,8 @@ def test_another_evaluation_and_damaged_files_are_refused(tmp_path):
 
 
 def test_versions_tell_files_apart(tmp_path):
-    from data_cases import write_folder, write_image
-
     from fasseg_jax.data import open_source
+    from tests.helpers.data_cases import write_folder, write_image
 
     config = load_config(f"configs/folder.py:{write_folder(tmp_path / 'data')}")
     before = [open_source(config, "training").version(index) for index in range(5)]
@@ -210,16 +209,6 @@ def test_versions_tell_files_apart(tmp_path):
         ShapesSource("validation", 3, (size, size), load_classes("shapes"), 255).version(1) for size in (32, 64)
     )
     assert small != large
-
-
-def test_submission_numbers():
-    ade20k, cityscapes, shapes = (
-        load_config(name).data for name in ("configs/ade20k.py:r50", "configs/cityscapes.py:r50", "configs/shapes.py")
-    )
-    np.testing.assert_array_equal(submission_ids(ade20k, 150), np.arange(1, 151))
-    expected_ids = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
-    np.testing.assert_array_equal(submission_ids(cityscapes, 19), expected_ids)
-    np.testing.assert_array_equal(submission_ids(shapes, 6), np.arange(6))
 
 
 def test_label_files(tmp_path):

@@ -1,1 +1,1 @@
-"""The chapter sources."""
+"""Where samples come from: one kind of source a file, and the registry that names them."""

@@ -1,35 +1,50 @@
-"""Samples from array_record files."""
+"""Samples from array_record files, which `python -m fasseg_jax.data.tfds` writes."""
 
-import tensorflow_datasets as tfds
+import numpy as np
+from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable, DataError
-from fasseg_jax.data.labels import decode_labels, decode_sample
+from fasseg_jax.data.labels import decode_labels, decode_sample, file_ids
 from fasseg_jax.data.samples import Sample
-from fasseg_jax.data.sources.folder import file_version
+from fasseg_jax.data.sources.folder import data_root, file_version
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["PreparedSource"]
+__all__ = ["PreparedSource", "open_prepared"]
 
 
 class PreparedSource:
-    """Samples from a folder that `prepare` wrote; see `Source`."""
+    """Samples from a folder of array_record files; see `Source`."""
 
-    def __init__(self, root: Path, split: str, classes: ClassTable, ignore_label: int):
-        """`classes` and `ignore_label` must be those of the preparation."""
+    def __init__(self, root: Path, split: str, classes: ClassTable, ignore_label: int, file_ids: np.ndarray):
+        """Open a prepared folder.
+
+        Args:
+          root: the folder.
+          split: "training" or "validation".
+          classes: must be those of the preparation, and so must `ignore_label`.
+          ignore_label: label of ignored pixels.
+          file_ids: see `Source`.
+
+        Raises:
+          DataError: the folder was not prepared, or with other classes or another ignore label.
+        """
         if not (root / "dataset_info.json").is_file():
             raise DataError(
                 f"{root} holds no prepared data set; name the folder that `python -m fasseg_jax.data.tfds` printed"
             )
+        import tensorflow_datasets as tfds  # takes seconds to import
+
         builder = tfds.builder_from_directory(root)
         prepared = builder.info.metadata
         if (tuple(prepared["classes"]), prepared["ignore_label"]) != (classes.names, ignore_label):
             raise DataError(
-                f"{root} was prepared with other classes than those of config.data.dataset, or another ignore label "
-                f"({prepared['ignore_label']}); set them alike or prepare the data anew"
+                f"{root} was prepared with other classes than those of config.data.dataset, or with another ignore "
+                f"label ({prepared['ignore_label']}); set the same ones, or prepare the data again"
             )
         as_stored = dict.fromkeys(("image", "labels"), tfds.decode.SkipDecoding())
         self.classes = classes
-        self.problems = ()
+        self.file_ids = file_ids
+        self.problems: tuple[str, ...] = ()
         self._examples = builder.as_data_source(split, decoders=as_stored)
         self._version = f"{root} {split} {file_version(root / 'dataset_info.json')}"
 
@@ -43,5 +58,10 @@ class PreparedSource:
         return decode_sample(example["image"], labels, name, "in the same record")
 
     def version(self, index: int) -> str:
-        """The place in the data set, which is written as a whole."""
+        """The version of the whole data set, which is written at once, and the index."""
         return f"{self._version} {index}"
+
+
+def open_prepared(data: ConfigDict, split: str, classes: ClassTable) -> PreparedSource:
+    """Open a split of the folder `data.root`, which `fasseg_jax.data.tfds.prepare` wrote."""
+    return PreparedSource(data_root(data), split, classes, data.ignore_label, file_ids(data, classes))

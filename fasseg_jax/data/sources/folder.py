@@ -1,27 +1,28 @@
-"""Data sets in folders of image files: one's own, ADE20K, Cityscapes."""
+"""Data sets in folders of image files: your own, or ADE20K."""
 
-import csv
 import dataclasses
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from fasseg_jax.data.classes import TABLES, ClassTable, DataError, load_classes
+from fasseg_jax.data.classes import ClassTable, DataError, load_classes
 from fasseg_jax.data.images import list_photos
-from fasseg_jax.data.labels import UNKNOWN, decode_labels, decode_sample, label_table, map_labels
+from fasseg_jax.data.labels import decode_labels, decode_sample, file_ids, label_table, map_labels
 from fasseg_jax.data.samples import Sample
 from fasseg_jax.runtime.files import Path
 
 __all__ = [
     "FolderSource",
     "Pairing",
-    "cityscapes_label_ids",
+    "data_root",
     "file_version",
+    "files_by_name",
     "folder_classes",
-    "pair_cityscapes",
-    "pair_folder",
+    "open_folder",
+    "pair_files",
 ]
 
-SPLITS = {"training": "train", "validation": "val"}  # as Cityscapes calls them
+NamedFiles = list[tuple[str, Path]]  # each file with the name by which it finds its partner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,17 @@ class Pairing:
 class FolderSource:
     """Samples from pairs of files; see `Source`."""
 
-    def __init__(self, pairing: Pairing, classes: ClassTable, table: np.ndarray):
-        """`table` gives the training id of each id in the label maps, as `label_table` does."""
+    def __init__(self, pairing: Pairing, classes: ClassTable, table: np.ndarray, file_ids: np.ndarray):
+        """Make a source of paired files.
+
+        Args:
+          pairing: which files belong together.
+          classes: of the data.
+          table: the training id of each id in the label maps; see `label_table`.
+          file_ids: see `Source`.
+        """
         self.classes = classes
+        self.file_ids = file_ids
         self.problems = pairing.problems
         self._pairs = pairing.pairs
         self._table = table
@@ -58,82 +67,111 @@ class FolderSource:
         return " ".join(f"{path} {file_version(path)}" for path in self._pairs[index])
 
     def read(self, index: int) -> tuple[bytes, np.ndarray, str, str]:
-        """Content of the photo's file, the labels as training ids, and the names of both files."""
+        """The photo's file as bytes, the labels as training ids, and the names of both files."""
         photo, label_map = self._pairs[index]
         labels = map_labels(decode_labels(_read(label_map), str(label_map)), self._table, str(label_map))
         return _read(photo), labels, str(photo), str(label_map)
 
 
-def pair_folder(root: Path, split: str) -> Pairing:
-    """Pair the files of one's own folder, or of ADE20K (the folder `ADEChallengeData2016`).
+def open_folder(data: ConfigDict, split: str, classes: ClassTable) -> FolderSource:
+    """Open a split of your own folder, or of ADE20K (the folder `ADEChallengeData2016`).
 
-    images/SPLIT/NAME.jpg (or .png and whatever else Pillow reads) belongs to annotations/SPLIT/NAME.png; there may be
-    subfolders. SPLIT is "training" or "validation".
+    images/SPLIT/NAME.jpg (or .png, or any other format that Pillow reads) belongs to annotations/SPLIT/NAME.png. Both
+    folders may have subfolders.
 
-    Raises:
-      DataError: a folder is missing, or holds no such files.
-    """
-    photos, _ = _by_name(root / "images" / split, "")
-    label_maps, _ = _by_name(root / "annotations" / split, ".png")
-    return _pair(photos, label_maps)
-
-
-def pair_cityscapes(root: Path, split: str, num_classes: int, ignore_label: int) -> tuple[Pairing, np.ndarray]:
-    """Pair the files of Cityscapes, and choose its label table.
-
-    leftImg8bit/{train,val}/CITY/NAME_leftImg8bit.png belongs to gtFine/{train,val}/CITY/NAME_gtFine_labelTrainIds.png
-    where there are any such files (the Cityscapes scripts make them), else to NAME_gtFine_labelIds.png, whose ids are
-    mapped by the column `label_id` of the class table "cityscapes".
-
-    Returns:
-      the pairing and the label table.
+    Args:
+      data: `config.data`.
+      split: "training" or "validation".
+      classes: of the data.
 
     Raises:
-      DataError: a folder is missing, or holds no such files.
+      DataError: a folder is missing or holds no such files, or `data.ignore_label` is the id of a class.
     """
-    photos, _ = _by_name(root / "leftImg8bit" / SPLITS[split], "_leftImg8bit.png")
-    train_ids, label_ids = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
-    label_maps, ending = _by_name(root / "gtFine" / SPLITS[split], train_ids, label_ids)
-    table = label_table(num_classes, ignore_label)
-    if ending == label_ids:
-        table = _label_id_table(ignore_label)
-    return _pair(photos, label_maps), table
+    root = data_root(data)
+    photos, _ = files_by_name(root / "images" / split, "")
+    label_maps, _ = files_by_name(root / "annotations" / split, ".png")
+    table = label_table(len(classes), data.ignore_label, data.reduce_zero_label)
+    return FolderSource(pair_files(photos, label_maps), classes, table, file_ids(data, classes))
+
+
+def data_root(data: ConfigDict) -> Path:
+    """The folder `config.data.root`; a `DataError` if it is empty."""
+    if not data.root:
+        raise DataError("config.data.root is empty: set --config.data.root=FOLDER, the folder of the data")
+    return Path(data.root).expanduser()
 
 
 def folder_classes(root: Path) -> ClassTable:
-    """The classes of one's own data: `classes.csv` (see `load_classes`) or `classes.txt` in its folder.
+    """Read the classes of your own data: `classes.csv` (see `load_classes`) or `classes.txt` in its folder.
 
-    Each line of `classes.txt` is "id name R G B", the ids from 0 without gaps (after `reduce_zero_label`); the name may
-    hold spaces, the colours are 0 to 255.
+    Each line of `classes.txt` is "id name R G B". Ids run from 0 without gaps (after `reduce_zero_label`), the name may
+    hold spaces, and colors are 0 to 255.
 
     Raises:
-      DataError: neither file is there, or it is wrong; the message names the line.
+      DataError: neither file is there, or a line of `classes.txt` is wrong; the message names it.
+      ValueError: a line of `classes.csv` is wrong.
     """
     if (root / "classes.csv").is_file():
         return load_classes(str(root / "classes.csv"))
     file = root / "classes.txt"
     if not file.is_file():
         raise DataError(
-            f"{root} has no classes.csv or classes.txt; write one of a line 'id name R G B' for each class, "
+            f"{root} has no classes.csv or classes.txt: write classes.txt, with a line 'id name R G B' for each class, "
             "or set config.data.dataset to a class table"
         )
-    names, palette = [], []
+    names: list[str] = []
+    palette: list[list[int]] = []
     for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
-        head, *name, red, green, blue = line.split() if len(line.split()) >= 5 else ["", "", "", "", ""]
-        colour = [int(text) for text in (red, green, blue) if text.isdecimal() and int(text) <= 255]
-        if head != str(len(names)) or len(colour) != 3:
+        class_id, *name, red, green, blue = line.split() if len(line.split()) >= 5 else ["", "", "", "", ""]
+        color = [int(text) for text in (red, green, blue) if text.isdecimal() and int(text) <= 255]
+        if class_id != str(len(names)) or len(color) != 3:
             raise DataError(f"{file}, line {number}: expected '{len(names)} NAME R G B' (0 to 255), got {line!r}")
         names.append(" ".join(name))
-        palette.append(colour)
+        palette.append(color)
     if not names:
         raise DataError(f"{file}: holds no classes")
     return ClassTable(tuple(names), np.array(palette, np.uint8))
 
 
+def files_by_name(folder: Path, *endings: str) -> tuple[NamedFiles, str]:
+    """Find the images below a folder whose paths end in the first of `endings` that any path has.
+
+    Args:
+      folder: is searched with its subfolders.
+      endings: for instance "_leftImg8bit.png"; "" stands for any extension. Upper and lower case are the same.
+
+    Returns:
+      The files with their names, which are paths below the folder without the ending, and the ending.
+
+    Raises:
+      DataError: there is no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; check config.data.root and config.data.source")
+    paths = {path.relative_to(folder).as_posix(): path for path in list_photos(folder).paths}
+    for ending in endings:
+        found = {name: path for name, path in paths.items() if name.lower().endswith(ending.lower())}
+        if found and ending:
+            return [(name[: -len(ending)], path) for name, path in found.items()], ending
+        if found:
+            return [(name.rpartition(".")[0], path) for name, path in found.items()], ending
+    raise DataError(f"{folder} holds no pictures called {' or '.join(f'*{ending}' for ending in endings)}")
+
+
+def pair_files(photos: NamedFiles, label_maps: NamedFiles) -> Pairing:
+    """Pair photos and label maps of the same name."""
+    photo_of, label_map_of = dict(photos), dict(label_maps)
+    problems = [f"{path} and {photo_of[name]} have the same name" for name, path in photos if path != photo_of[name]]
+    problems += [f"{path} has no label map" for name, path in photo_of.items() if name not in label_map_of]
+    problems += [f"{path} has no photo" for name, path in label_map_of.items() if name not in photo_of]
+    names = sorted(photo_of.keys() & label_map_of.keys())
+    return Pairing(tuple((photo_of[name], label_map_of[name]) for name in names), tuple(problems))
+
+
 def file_version(path: Path) -> str:
-    """Size in bytes and time of the last change in ns, which tell a file from a later one of its name."""
+    """Size in bytes and time of the last change in ns, which tell a file from later ones of the same name."""
     try:
         status = path.stat()
     except OSError as error:
@@ -146,43 +184,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _by_name(folder: Path, *endings: str) -> tuple[list[tuple[str, Path]], str]:
-    """The pictures below a folder that have the first of the endings that any has, by name, and that ending.
-
-    A name is the path below the folder without ending and extension.
-    """
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; check config.data.root and config.data.source")
-    names = {path: path.relative_to(folder).as_posix() for path in list_photos(folder).paths}
-    for ending in endings:
-        found = [(name, path) for path, name in names.items() if name.lower().endswith(ending.lower())]
-        if found:
-            cut = len(ending)
-            return [(name[:-cut] if cut else name.rpartition(".")[0], path) for name, path in found], ending
-    raise DataError(f"{folder} holds no pictures called {' or '.join(f'*{ending}' for ending in endings)}")
-
-
-def _pair(photos: list[tuple[str, Path]], label_maps: list[tuple[str, Path]]) -> Pairing:
-    photo_of, label_map_of = dict(photos), dict(label_maps)
-    problems = [f"{path} and {photo_of[name]} have the same name" for name, path in photos if path != photo_of[name]]
-    problems += [f"{path} has no label map" for name, path in photo_of.items() if name not in label_map_of]
-    problems += [f"{path} has no photo" for name, path in label_map_of.items() if name not in photo_of]
-    names = sorted(photo_of.keys() & label_map_of.keys())
-    return Pairing(tuple((photo_of[name], label_map_of[name]) for name in names), tuple(problems))
-
-
-def cityscapes_label_ids() -> list[int]:
-    """The label id, of Cityscapes' 34, of each of the 19 classes."""
-    with (TABLES / "cityscapes.csv").open(newline="", encoding="utf-8") as lines:
-        return [int(row["label_id"]) for row in csv.DictReader(lines)]
-
-
-def _label_id_table(ignore_label: int) -> np.ndarray:
-    """The training ids of Cityscapes' 34 label ids, and of 255, which stands for the -1 of licence plates."""
-    label_ids = cityscapes_label_ids()
-    table = np.full(65536, UNKNOWN, np.int32)
-    table[[*range(34), 255]] = ignore_label
-    table[label_ids] = np.arange(len(label_ids))
-    return table

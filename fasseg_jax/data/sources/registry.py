@@ -1,17 +1,26 @@
 """The data that a configuration names."""
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes, load_classes
-from fasseg_jax.data.labels import label_table
-from fasseg_jax.data.samples import Source
-from fasseg_jax.data.sources.folder import FolderSource, folder_classes, pair_cityscapes, pair_folder
-from fasseg_jax.data.sources.shapes import ShapesSource
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.data.samples import SPLITS, Source
+from fasseg_jax.data.sources.array_record import open_prepared
+from fasseg_jax.data.sources.cityscapes import open_cityscapes
+from fasseg_jax.data.sources.folder import data_root, folder_classes, open_folder
+from fasseg_jax.data.sources.shapes import open_shapes
 
-__all__ = ["SPLITS", "data_classes", "find_source", "open_source"]
+__all__ = ["SOURCES", "data_classes", "find_source", "open_source"]
 
-SPLITS = ("training", "validation")
+# `config.data.source` -> the function that opens a split, from `config.data`, the split and the classes. A new kind of
+# source is a file with such a function, and a line here.
+SOURCES: dict[str, Callable[[ConfigDict, str, ClassTable], Source]] = {
+    "folder": open_folder,
+    "cityscapes": open_cityscapes,
+    "tfds": open_prepared,
+    "shapes": open_shapes,
+}
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
@@ -22,7 +31,7 @@ def open_source(config: ConfigDict, split: str) -> Source:
       split: "training" or "validation".
 
     Raises:
-      DataError: the data are not there, a file has no partner, or `config.model.num_classes` is not their number of
+      DataError: the data are not there, a file has no partner, or `config.model.num_classes` is not the number of their
         classes.
     """
     source = find_source(config.data, split)
@@ -45,38 +54,19 @@ def find_source(data: ConfigDict, split: str) -> Source:
     """
     if split not in SPLITS:
         raise DataError(f"no split is called {split!r}; choose one of {', '.join(SPLITS)}")
-    classes = data_classes(data)
-    match data.source:
-        case "shapes":
-            if classes.names != load_classes("shapes").names:
-                raise DataError('the source "shapes" needs config.data.dataset = "shapes"')
-            return ShapesSource(split, data.shapes[split], data.shapes.size, classes, data.ignore_label)
-        case "folder":
-            table = label_table(len(classes), data.ignore_label, data.reduce_zero_label)
-            return FolderSource(pair_folder(_root(data), split), classes, table)
-        case "cityscapes":
-            pairing, table = pair_cityscapes(_root(data), split, len(classes), data.ignore_label)
-            return FolderSource(pairing, classes, table)
-        case "tfds":
-            from fasseg_jax.data.sources.array_record import PreparedSource  # takes seconds to import
-
-            return PreparedSource(_root(data), split, classes, data.ignore_label)
-    raise DataError(f"config.data.source = {data.source!r} is none of shapes, folder, cityscapes, tfds")
+    if data.source not in SOURCES:
+        raise DataError(f"config.data.source = {data.source!r} is none of {', '.join(SOURCES)}")
+    return SOURCES[data.source](data, split, data_classes(data))
 
 
 def data_classes(data: ConfigDict) -> ClassTable:
-    """Names and colours of the classes: of the table that `data.dataset` names, else those in the folder `data.root`.
+    """Names and colors of the classes, from the table that `data.dataset` names, or else from the folder `data.root`.
 
     Raises:
       DataError: the folder holds no class table, or `data.root` is empty.
-      FileNotFoundError: there is no class table that `data.dataset` names.
+      FileNotFoundError: `data.dataset` names no class table.
+      ValueError: the table is not a class table; the message names the line.
     """
     if data.dataset:
         return load_classes(data.dataset)
-    return folder_classes(_root(data))
-
-
-def _root(data: ConfigDict) -> Path:
-    if not data.root:
-        raise DataError("config.data.root is empty: set --config.data.root=FOLDER, where the data are")
-    return Path(data.root).expanduser()
+    return folder_classes(data_root(data))

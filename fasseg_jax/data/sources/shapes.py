@@ -1,32 +1,33 @@
-"""A generated data set: textured shapes before a textured background. It needs no files.
+"""A generated data set: textured shapes on a textured background. It needs no files.
 
-Each class has its outline, its texture and a range of hues; the ranges of neighbours overlap, so that colour alone does
-not tell classes apart. Shapes hide each other, are cut by the border, and are shaded and noisy. Two pixels along
-every visible outline are ignored, as in data sets whose annotators leave them out.
+Each class has its own outline, texture and range of hues. The ranges of neighbors overlap, so that color does not
+suffice to tell classes apart. Shapes hide each other, the image's border cuts them, and they are shaded and noisy. Two
+pixels along every visible outline are ignored, as in data sets whose annotators leave them out.
 """
 
 import colorsys
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.data.classes import ClassTable, DataError, load_classes
 from fasseg_jax.data.labels import label_dtype
-from fasseg_jax.data.samples import Sample
+from fasseg_jax.data.samples import SPLITS, Sample
 
-__all__ = ["ShapesSource"]
+__all__ = ["ShapesSource", "open_shapes", "signed_distance"]
 
-SPLITS = ("training", "validation")  # a split's samples are drawn from seeds of its own
-HUES = {"disc": 0.0, "square": 0.13, "triangle": 0.33, "ring": 0.56, "cross": 0.78}  # centres, of the circle of 1
-HUE_RANGE = 0.13  # either way
+HUES = {"disc": 0.0, "square": 0.13, "triangle": 0.33, "ring": 0.56, "cross": 0.78}  # centers, in turns
+HUE_RANGE = 0.13  # either way, in turns
 
 
 class ShapesSource:
     """Generated samples; see `Source`."""
 
     def __init__(self, split: str, length: int, size: tuple[int, int], classes: ClassTable, ignore_label: int):
-        """`length` samples of `size` (height, width) pixels; `classes` is the table "shapes"."""
+        """Make a source of `length` samples of `size` (height, width) pixels; `classes` is the table "shapes"."""
         self.classes = classes
-        self.problems = ()
+        self.file_ids = np.arange(len(classes))
+        self.problems: tuple[str, ...] = ()
         self._split = split
         self._length = length
         self._size = size
@@ -43,15 +44,22 @@ class ShapesSource:
         return Sample(image, labels, f"shapes/{self._split}/{index:05d}")
 
     def version(self, index: int) -> str:
-        """All that the sample is drawn from."""
+        """Everything that determines the sample."""
         height, width = self._size
         return f"shapes/{self._split}/{index:05d} {width}x{height}"
+
+
+def open_shapes(data: ConfigDict, split: str, classes: ClassTable) -> ShapesSource:
+    """Make a split as `data.shapes` describes it; a `DataError` if `classes` are not those of the table "shapes"."""
+    if classes.names != load_classes("shapes").names:
+        raise DataError('the source "shapes" needs config.data.dataset = "shapes"')
+    return ShapesSource(split, data.shapes[split], data.shapes.size, classes, data.ignore_label)
 
 
 def draw_scene(
     rng: np.random.Generator, size: tuple[int, int], names: tuple[str, ...], ignore_label: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a background and 3 to 8 shapes, each over those before.
+    """Draw a background and 3 to 8 shapes, each on top of the earlier ones.
 
     Returns:
       uint8 RGB (H, W, 3) and uint8 labels (H, W).
@@ -64,27 +72,29 @@ def draw_scene(
         name = names[rng.integers(1, len(names))]
         radius = min(size) * rng.uniform(0.1, 0.28)
         angle = rng.uniform(0, 2 * np.pi)
-        dy, dx = y - rng.uniform(0, height), x - rng.uniform(0, width)
-        u, v = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
+        dy = y - rng.uniform(0, height)
+        dx = x - rng.uniform(0, width)
+        u = np.cos(angle) * dx + np.sin(angle) * dy
+        v = np.cos(angle) * dy - np.sin(angle) * dx
         distance = signed_distance(name, u, v, radius)
         paint = _paint(rng, name, u, v, radius)
         opacity = np.clip(0.5 - distance, 0, 1)[..., None]
         image += opacity * (paint - image)
         labels[distance < 0] = names.index(name)
         labels[np.abs(distance) < 1] = ignore_label
-    image *= 1 + 0.15 * np.sin(_wave(rng, y, x, 1.5 * min(size)))[..., None]  # uneven light
+    image *= 1 + 0.15 * np.sin(_wave(rng, y, x, 1.5 * min(size)))[..., None]  # uneven lighting
     image += rng.normal(0, 6, size)[..., None]
     return np.clip(image, 0, 255).astype(np.uint8), labels.astype(label_dtype(ignore_label))
 
 
 def signed_distance(name: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Distance from a shape's outline in pixels, negative inside; near corners it may be an underestimate.
+    """Distance from a shape's outline in pixels, negative inside; near corners it may be too small.
 
     Args:
       name: the class.
-      u: abscissa from the shape's centre, in pixels.
-      v: ordinate.
-      radius: of about the circle around the shape, in pixels.
+      u: position along the shape's own horizontal axis, from its center, in pixels.
+      v: the same along its vertical axis.
+      radius: about that of the circle around the shape, in pixels.
     """
     match name:
         case "disc":
@@ -102,15 +112,16 @@ def signed_distance(name: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
 
 
 def _paint(rng: np.random.Generator, name: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Colour of a shape at each pixel, (H, W, 3): its texture between a dark and a light tone of one hue."""
+    """Color of a shape at each pixel, (H, W, 3): its texture, between a dark and a light tone of one hue."""
     hue = HUES[name] + rng.uniform(-HUE_RANGE, HUE_RANGE)
     dark, light = (_rgb(hue, rng.uniform(0.45, 0.95), value) for value in (rng.uniform(70, 140), rng.uniform(150, 250)))
     period = radius * rng.uniform(0.25, 0.45)
-    p, q = 2 * np.pi * u / period, 2 * np.pi * v / period
+    p = 2 * np.pi * u / period
+    q = 2 * np.pi * v / period
     match name:
         case "disc":  # stripes
             texture = np.sin(p)
-        case "square":  # checks
+        case "square":  # a checkerboard
             texture = np.sin(p) * np.sin(q) * 2
         case "triangle":  # dots
             texture = np.cos(p) + np.cos(q) - 0.7
@@ -123,7 +134,7 @@ def _paint(rng: np.random.Generator, name: str, u: np.ndarray, v: np.ndarray, ra
 
 
 def _background(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A gradient of two pale colours of any hue under wavy bands, (H, W, 3)."""
+    """A gradient between two pale colors of any hue, under wavy bands, (H, W, 3)."""
     first, second = (_rgb(rng.uniform(), rng.uniform(0, 0.45), rng.uniform(60, 230)) for _ in range(2))
     size = min(x.shape)
     bend = np.sin(_wave(rng, y, x, 0.6 * size))
@@ -139,5 +150,5 @@ def _wave(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, period: float)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """Colour of a hue in turns, a saturation 0 to 1 and a value 0 to 255, as float32 (3,)."""
+    """Color of a hue in turns, a saturation 0 to 1 and a value 0 to 255, as float32 (3,)."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), np.float32)
