@@ -65,9 +65,7 @@ class TrainingBatches:
                 "choose a multiple of their number"
             )
         if any(side % SIZE_DIVISOR for side in config.augmentation.crop):
-            raise DataError(
-                f"config.augmentation.crop = {config.augmentation.crop}: choose multiples of {SIZE_DIVISOR}"
-            )
+            raise DataError(f"config.augmentation.crop = {config.augmentation.crop}: needs multiples of {SIZE_DIVISOR}")
         self._source = source
         self._augmentation = config.augmentation
         self._ignore_label = config.data.ignore_label

@@ -1,4 +1,4 @@
-"""From a photo to the network's input, on the host: resized and normalized (docs/specification.md, sections 1 and 6)."""
+"""From a photo to the network's input, on the host: resized, normalized (docs/specification.md, sections 1 and 6)."""
 
 from typing import Any
 
