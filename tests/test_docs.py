@@ -1,21 +1,25 @@
-"""The documentation: complete, and built without a warning, with the notebook's results."""
+"""The documentation is complete and builds without a warning, and the files by which others join are valid."""
 
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 
 import nbformat
 import pytest
+import yaml
 from flax.traverse_util import flatten_dict
 
+import fasseg_jax
 from fasseg_jax.config import base_config, resnet, swin
 from tests.helpers import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*PAGES, *sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
 PROGRAMS = ("train.py", "predict.py", "eval.py", "convert.py")
 
 
@@ -97,13 +101,14 @@ def test_all_flags_are_shown():
 def test_commands_name_flags_that_exist():
     programs = hook("programs")
     checked = 0
-    for page in (*PAGES, ROOT / "README.md"):
+    for page in TEXTS:
         text = page.read_text("utf-8").replace("\\\n", " ")  # a command may go on in the next line
         for program, arguments in re.findall(r"(?:python |`|>)(-m fasseg_jax[\w.]+|\w[\w/]*\.py) ([^\n`<]*)", text):
             module = program.removeprefix("-m ").replace(".", "/") + ".py" if program.startswith("-m") else program
             package = f"{module.removesuffix('.py')}/__main__.py"
-            module = module if (ROOT / module).is_file() else package
-            known = {flag.name for flag in programs.flags_of((ROOT / module).read_text("utf-8"))} | {"help"}
+            places = (ROOT / module, ROOT / package, page.parent / module)
+            source = next(path for path in places if path.is_file()).read_text("utf-8")
+            known = {flag.name for flag in programs.flags_of(source)} | {"help"}
             for flag in re.findall(r"--(\w+)", arguments):
                 assert flag in known, f"{page.name}: {program} has no flag --{flag}"
                 checked += 1
@@ -115,22 +120,59 @@ def test_readme_sections_are_inserted():
     text = readme.section("Two commands")
     assert text.startswith("With Python 3.11")
     assert "## " not in text
-    assert "\n    ```sh\n    python convert.py" in readme.section("Segment photos with the released weights")
+    assert "\n    ```sh\n    pip install" in readme.section("Segment photos")
+    assert "| forward of FASeg R50" in readme.section("Speed on a CPU")  # a heading of the third level
     with pytest.raises(ValueError, match=r"README.md has no section 'Three commands'; it has Two commands, "):
         readme.section("Three commands")
 
 
+def test_readme_links_lead_to_pages_of_the_site():
+    link = hook("readme")._site_link
+    assert link("Weights", "docs/weights.md#out-of-it", "../") == "[Weights](../weights.md#out-of-it)"
+    assert link("paper", "https://arxiv.org/abs/2204.01244", "") == "[paper](https://arxiv.org/abs/2204.01244)"
+    assert link("the license", "LICENSE", "") == "the license (`LICENSE`)"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_fit_a_line(page):
+    """On the site a code line of more characters breaks in the middle of a command."""
+    blocks = re.findall(r"(?ms)^ *```sh\n(.*?)```", page.read_text("utf-8"))
+    long_lines = [line for block in blocks for line in block.splitlines() if len(line) > 88]
+    assert not long_lines, "\n".join(long_lines)
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if DOCS not in page.parents], ids=lambda path: path.name)
+def test_links_outside_of_the_site_lead_to_files(page):
+    """MkDocs checks those of its pages."""
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))]
+    missing = [target for target in targets if not re.match("https?:", target) and not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_readme_tree_names_every_chapter():
+    tree = hook("readme").section("How it is laid out")
+    package = ROOT / "fasseg_jax"
+    folders = {path.parent.name for path in package.rglob("*.py")} - {package.name}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    for name in {f"{folder}/" for folder in folders} | modules:
+        assert re.search(rf"^ +{name} ", tree, re.MULTILINE), f"README.md: the tree does not have {name}"
+
+
 def test_every_module_is_on_one_api_page():
-    text = "\n".join(path.read_text("utf-8") for path in PAGES if path.parent.name == "api")
-    listed = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
-    modules = [
+    api = hook("api")
+    marks = [mark for path in (DOCS / "api").glob("*.md") for mark in api.MARK.findall(path.read_text("utf-8"))]
+    first = {chapter: tuple(names.split(", ")) if names else () for chapter, names in marks}
+    listed = [module for chapter, _ in marks for module in api.modules_of(chapter, first[chapter])]
+    assert len(listed) == len(set(listed))
+    modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in (ROOT / "fasseg_jax").rglob("*.py")
-        if path.name != "__init__.py"
-    ]
-    missing = ", ".join(sorted(set(modules) - set(listed)))
-    assert not missing, f"add to a page in docs/api, as '::: NAME': {missing}"
-    assert sorted(listed) == sorted(modules)
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    missing = ", ".join(sorted(modules - set(listed)))
+    assert not missing, f"add '<!-- modules: CHAPTER -->' to a page in docs/api for {missing}"
+    with pytest.raises(ValueError, match=r"fasseg_jax/models has no module fasseg_jax\.models\.nothing"):
+        api.modules_of("models", ("nothing",))
 
 
 def test_pictures_are_small_and_used():
@@ -141,11 +183,46 @@ def test_pictures_are_small_and_used():
     assert not unused
 
 
+# How others join
+
+
+def test_version_is_said_once():
+    assert pyproject()["project"]["dynamic"].count("version") == 1
+    assert pyproject()["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "fasseg_jax.__version__"}
+    assignments = re.findall(r'^__version__ = "(.+)"$', (ROOT / "fasseg_jax/__init__.py").read_text("utf-8"), re.M)
+    assert assignments == [fasseg_jax.__version__]  # a plain string, which a build reads without importing JAX
+
+
+def test_changelog_has_the_version():
+    """A released version has a heading of its own; a version in development is under "Unreleased"."""
+    headings = re.findall(r"(?m)^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"))
+    released = "Unreleased" if ".dev" in fasseg_jax.__version__ else fasseg_jax.__version__
+    assert headings[0] == "Unreleased"
+    assert released in headings
+
+
+def test_files_for_contributors_are_valid():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["preferred-citation"]["title"].startswith("Dynamic Focus-aware Positional Queries")
+    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))["jobs"]["check"]["steps"]
+    assert steps[-1]["run"] == ".ci/run"
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        fields = yaml.safe_load(form.read_text("utf-8"))
+        assert form.stem == "config" or {"name", "description", "body"} <= fields.keys()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"][0]["hooks"]
+    assert [hook["id"] for hook in hooks] == ["ruff-check", "ruff-format", "mypy"]
+
+
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
 # The site
 
 
 class Requests(HTMLParser):
-    """Collects what a browser would fetch from elsewhere to show a page; links to follow are none of it."""
+    """Collects what a browser would fetch from elsewhere to show a page; links to follow do not count."""
 
     def __init__(self):
         super().__init__()
@@ -169,7 +246,7 @@ def test_notebook_is_kept_without_results():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site as CI builds it: the notebook is executed, and any warning is an error."""
+    """The site as CI builds it: with the notebook executed, and with every warning an error."""
     folder = tmp_path_factory.mktemp("docs") / "site"
     environment = {
         **os.environ,
@@ -183,6 +260,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_site_asks_nothing_of_the_network(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > len(PAGES)
@@ -194,6 +272,7 @@ def test_site_asks_nothing_of_the_network(site):
         assert not re.search(r"url\(['\"]?(https?:)?//", style.read_text("utf-8")), style
 
 
+@pytest.mark.slow
 def test_site_holds_what_was_generated(site):
     configuration = (site / "configuration" / "index.html").read_text("utf-8")
     for name in flatten_dict(base_config().to_dict(), sep="."):
@@ -203,6 +282,7 @@ def test_site_holds_what_was_generated(site):
         assert mark not in text
 
 
+@pytest.mark.slow
 def test_notebook_learns_and_shows_pictures(site):
     page = (site / "notebook" / "tour" / "index.html").read_text("utf-8")
     mean_iou, chance = map(float, re.search(r"mIoU ([\d.]+); one class everywhere ([\d.]+)", page).groups())

@@ -1,7 +1,7 @@
-"""The notebook as a page of the site: executed, so that the page shows what the code of today gives.
+"""The notebook as a page of the site.
 
-`notebook/tour.ipynb` is kept without results. With EXECUTE_NOTEBOOK=false the page shows the code alone, which is quick
-while one writes other pages.
+`notebook/tour.ipynb` is kept without results. The hook executes it, so the page shows what today's code gives. With
+EXECUTE_NOTEBOOK=false the page shows only the code, which is quick while you write other pages.
 """
 
 from pathlib import Path
@@ -17,18 +17,18 @@ __all__ = ["execute", "on_files"]
 
 DOCS = Path(__file__).parents[1]
 NOTEBOOK = DOCS / "notebook" / "tour.ipynb"
-TIMEOUT = 600  # seconds for a cell
+TIMEOUT = 600  # seconds a cell may take
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
-    """The notebook with its results; an error in a cell raises `CellExecutionError`, which shows the cell."""
+    """Return the notebook with its results. An error in a cell raises `CellExecutionError`, which shows the cell."""
     notebook = nbformat.read(path, as_version=4)
-    root = str(DOCS.parent)  # whence the notebook finds configs/
+    root = str(DOCS.parent)  # the notebook reads configs/ from here
     return NotebookClient(notebook, timeout=TIMEOUT, resources={"metadata": {"path": root}}).execute()
 
 
 def on_files(files: Any, config: Any) -> None:
-    """Hook of MkDocs: add the page and its pictures."""
+    """Add the page and its pictures. MkDocs calls this hook once."""
     notebook = execute(NOTEBOOK) if config.extra["execute_notebook"] else nbformat.read(NOTEBOOK, as_version=4)
     folder = NOTEBOOK.parent.relative_to(DOCS).as_posix()
     exporter = MarkdownExporter()

@@ -1,4 +1,4 @@
-"""The programs' own descriptions and flags, read from their source.
+"""The descriptions and flags of the programs, read from their source.
 
 In a page, `<!-- program: train.py -->` becomes the docstring of the program and the table of its flags.
 """
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag of a program; `default` is as written in the source, `help` is its own sentence."""
+    """A flag of a program: its name, its default as the source writes it, and its help."""
 
     name: str
     default: str
@@ -24,7 +24,7 @@ class Flag:
 
 
 def flags_of(source: str) -> list[Flag]:
-    """The flags that a program defines by absl's `flags.DEFINE_...` or argparse's `add_argument`, in order.
+    """Return the flags that a program defines by absl's `flags.DEFINE_...` or argparse's `add_argument`, in order.
 
     Raises:
       ValueError: a flag has no help.
@@ -62,7 +62,7 @@ def _flag(
     try:
         text = ast.literal_eval(help_text)
     except ValueError:
-        raise ValueError(f"docs: the flag --{name} needs a help that is a plain string") from None
+        raise ValueError(f"docs: the flag --{name} needs a plain string as its help") from None
     if choices is not None:
         text = f"{text} One of {', '.join(f'`{choice}`' for choice in ast.literal_eval(choices))}."
     shown = "" if default is None or ast.unparse(default) in ("None", "''") else ast.unparse(default).replace("'", '"')
@@ -70,7 +70,7 @@ def _flag(
 
 
 def program_section(file: str) -> str:
-    """Markdown on a program: what it says of itself, and its flags."""
+    """Return Markdown about a program: its docstring and its flags."""
     source = (ROOT / file).read_text("utf-8")
     flags = flags_of(source)
     description = _mark_flags(ast.get_docstring(ast.parse(source)))
@@ -82,11 +82,11 @@ def program_section(file: str) -> str:
 
 
 def _mark_flags(text: str) -> str:
-    """Flags set as code, but for those of indented lines, which are code already."""
+    """Set flags as code, except in indented lines, which are code already."""
     flag = re.compile(r"(?<![\w`-])--\w[\w.]*(=\w+)?(?<!\.)")
     return "\n".join(line if line.startswith("    ") else flag.sub(r"`\g<0>`", line) for line in text.split("\n"))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Hook of MkDocs: put the descriptions in place of their marks."""
+    """Replace each mark by a program's description. MkDocs calls this hook for every page."""
     return re.sub(r"<!-- program: (.+?) -->", lambda match: program_section(match[1]), markdown)

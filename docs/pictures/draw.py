@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation, of generated scenes alone.
+"""Draw the pictures of the documentation. They show only generated scenes.
 
 python train.py --config configs/shapes.py --workdir runs/shapes
 python docs/pictures/draw.py runs/shapes/checkpoints/1000
@@ -18,7 +18,7 @@ from fasseg_jax.visualization.overlay import draw_comparison
 
 FOLDER = Path(__file__).parent
 IGNORE = 255
-SIZE = (384, 512)  # pixels of a scene: finer than the model's input, as photos are
+SIZE = (384, 512)  # pixels of a scene, more than the model's input has, as in photos
 COMPARED, EXPLAINED = (3, 8), 3  # seeds of the scenes
 QUERIES = 3
 
@@ -26,7 +26,11 @@ QUERIES = 3
 def main(checkpoint: str) -> None:
     """Draw all pictures with a model that was trained on such scenes."""
     segmenter = Segmenter.from_checkpoint(checkpoint)
-    scene = lambda seed: draw_scene(np.random.default_rng(seed), SIZE, segmenter.classes.names, IGNORE)
+
+    def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """An image and its ground truth."""
+        return draw_scene(np.random.default_rng(seed), SIZE, segmenter.classes.names, IGNORE)
+
     rows = [(image, truth, segmenter(image).labels) for image, truth in map(scene, COMPARED)]
     save(Image.fromarray(draw_comparison(rows, segmenter.classes)), "comparison")
     image, _ = scene(EXPLAINED)
@@ -36,7 +40,7 @@ def main(checkpoint: str) -> None:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """Write a picture in the smallest form that browsers show."""
+    """Write a picture as WebP, the smallest format that browsers show."""
     path = FOLDER / f"{name}.webp"
     picture.save(path, quality=82, method=6)
     print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size // 1000} kB")
