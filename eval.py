@@ -1,17 +1,18 @@
 """Evaluate a trained model on the validation split of a data set.
 
-    python eval.py --config configs/ade20k.py:r50 --checkpoint CHECKPOINT --config.data.root=FOLDER [--multi_scale]
+    python eval.py --config CONFIG --checkpoint CHECKPOINT --config.data.root=FOLDER
 
-CHECKPOINT is what convert.py wrote, a run's checkpoints/STEP, or the folder of a run, whose best checkpoint is taken.
-The model and its classes are the checkpoint's; data, inference and dtype are those of --config, or the checkpoint's too
-where that is left out. All devices of all hosts take part.
+CONFIG is a file of configs/, for example configs/ade20k.py:r50. CHECKPOINT is what convert.py wrote, a run's
+checkpoints/STEP, or the folder of a run, whose best checkpoint is taken. The model and its classes are the
+checkpoint's. Data, inference and dtype are those of --config, or the checkpoint's if there is no --config. All devices
+of all hosts take part.
 
 OUTPUT gets metrics.json, per_class.csv, images.csv (a score for each image), confusion.png, report.html, worst/ (photo,
-truth and prediction of the worst images) and, with --save_predictions, predictions/. It also holds the progress: after
-an interruption the same command goes on, with the same results; what is done is not done again.
+ground truth and prediction of the worst images) and, with --save_predictions, predictions/. It also holds the progress:
+after an interruption the same command resumes, and ends with the same results.
 
-Exit status: 0 done; 1 images were skipped, the weights give no finite numbers, or results cannot be written; 2 wrong
-usage, checkpoint or data; 75 interrupted: the same command goes on.
+Exit status: 0 done; 1 images were skipped, the network's output is not finite, or results cannot be written; 2 wrong
+usage, checkpoint or data; 75 interrupted, and the same command resumes.
 """
 
 from pathlib import Path
@@ -20,40 +21,40 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fasseg_jax.data import DataError
-from fasseg_jax.evaluation.run import EvaluationOptions, prepare, run_evaluation
+from fasseg_jax.evaluation.run import EvaluationOptions, prepare_evaluation, run_evaluation
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.devices import choose_devices, join_hosts
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Data and inference; --config.NAME=VALUE overrides.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Data and inference; --config.NAME=VALUE overrides a field.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; by default evaluation/CHECKPOINT-MODE.")
-MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Average over several sizes of the image and mirror images.")
-SLIDING_WINDOW = flags.DEFINE_bool("sliding_window", False, "Pass overlapping windows over the image.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Photos for each device at once.", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the results, by default evaluation/CHECKPOINT-MODE.")
+MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Average over several sizes of an image, each also flipped.")
+SLIDING_WINDOW = flags.DEFINE_bool("sliding_window", False, "Average over overlapping windows of an image.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images per device in a batch.", lower_bound=1)
 SAVE_PREDICTIONS = flags.DEFINE_bool("save_predictions", False, "Write the predicted label maps, PNGs of class ids.")
 SUBMISSION = flags.DEFINE_bool(
-    "submission", False, "Write them in the numbering of the data set's files, as its evaluation server wants them."
+    "submission", False, "Write them with the ids of the data set's label files, as its evaluation server expects."
 )
-WORST = flags.DEFINE_integer("worst", 10, "How many of the worst images to picture.", lower_bound=0)
-SKIP_UNREADABLE = flags.DEFINE_bool("skip_unreadable", False, "List and leave out what cannot be read.")
-RESTART = flags.DEFINE_bool("restart", False, "Discard what OUTPUT holds of an earlier evaluation.")
-DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default what JAX chooses.")
+WORST = flags.DEFINE_integer("worst", 10, "How many of the worst images to draw.", lower_bound=0)
+SKIP_UNREADABLE = flags.DEFINE_bool("skip_unreadable", False, "Skip and list the images that cannot be read.")
+RESTART = flags.DEFINE_bool("restart", False, "Discard the progress that OUTPUT holds.")
+DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")
 
 
 def main(argv: list[str]) -> int:
     """Run the program and return its exit status."""
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.WARNING)  # hides JAX's notes on platforms that this machine lacks
     try:
-        check_usage(argv)
+        options = read_options(argv)
         join_hosts()
-        evaluation = prepare(options_of_flags(), choose_devices(DEVICE.value))
+        evaluation = prepare_evaluation(options, choose_devices(DEVICE.value))
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=2)
     try:
         outcome = run_evaluation(evaluation)
     except DataError as error:
-        return print_error(f"{error}. --skip_unreadable leaves such images out", status=2)
+        return print_error(f"{error}. --skip_unreadable skips such images", status=2)
     except OSError as error:
         return print_error(f"cannot write the results: {error}", status=1)
     except FloatingPointError as error:
@@ -65,35 +66,29 @@ def main(argv: list[str]) -> int:
     return print_error(f"{len(outcome.skipped)} images were skipped", status=1) if outcome.skipped else 0
 
 
-def options_of_flags() -> EvaluationOptions:
-    """What the flags ask for."""
-    return EvaluationOptions(
-        checkpoint=CHECKPOINT.value,
-        config=CONFIG.value,
-        output=OUTPUT.value,
-        multi_scale=MULTI_SCALE.value,
-        sliding_window=SLIDING_WINDOW.value,
-        batch_size=BATCH_SIZE.value,
-        save_predictions=SAVE_PREDICTIONS.value,
-        submission=SUBMISSION.value,
-        worst=WORST.value,
-        skip_unreadable=SKIP_UNREADABLE.value,
-        restart=RESTART.value,
-    )
-
-
-def check_usage(argv: list[str]) -> None:
-    """Raise a `ValueError` for flags that do not go together."""
+def read_options(argv: list[str]) -> EvaluationOptions:
+    """What the flags ask for; raises a `ValueError` if they contradict each other."""
     if argv[1:]:
         raise ValueError(f"unexpected argument {argv[1]!r}")
-    if not CHECKPOINT.value:
+    if CHECKPOINT.value is None:
         raise ValueError("--checkpoint is needed: the folder of a checkpoint, or of a run of train.py")
     if MULTI_SCALE.value and SLIDING_WINDOW.value:
         raise ValueError("--multi_scale and --sliding_window are two ways to predict an image; give one")
     if SUBMISSION.value and not SAVE_PREDICTIONS.value:
-        raise ValueError("--submission is a way to write predictions: add --save_predictions")
+        raise ValueError("--submission changes how predictions are written: add --save_predictions")
     if OUTPUT.value and Path(OUTPUT.value).exists() and not Path(OUTPUT.value).is_dir():
         raise ValueError(f"--output {OUTPUT.value} is a file; give a folder")
+    return EvaluationOptions(
+        checkpoint=CHECKPOINT.value,
+        config=CONFIG.value,
+        output=OUTPUT.value,
+        mode="multi_scale" if MULTI_SCALE.value else "sliding" if SLIDING_WINDOW.value else None,
+        batch_size=BATCH_SIZE.value,
+        save_predictions="submission" if SUBMISSION.value else "class ids" if SAVE_PREDICTIONS.value else "none",
+        num_worst=WORST.value,
+        skip_unreadable=SKIP_UNREADABLE.value,
+        restart=RESTART.value,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Evaluation: samples read ahead -> labels -> counts, image by image; reading and counting run beside the network."""
+"""Evaluation image by image: threads read samples ahead and count pixels while the network predicts."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Self
 
 import jax
 import numpy as np
+from jaxtyping import Int64
 
 from fasseg_jax.data import DataError, Sample, Source
 from fasseg_jax.evaluation.metrics import Counts, count
@@ -18,35 +19,35 @@ __all__ = ["ImageResult", "evaluate_source", "evaluate_images", "share_of_host",
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-    """What was counted in one image. Of the many counts few are not zero, and only these are kept.
+    """The counts of one image. Most of its K² + 2K counts are zero, and are not stored.
 
     Attributes:
       index: of the sample in its source.
       name: of the sample.
-      version: of the sample, see `Source.version`.
-      positions: (n,) int64, where `Counts.to_vector()` is not zero.
-      values: (n,) int64, its values there.
+      version: of the sample's files (see `Source.version`).
+      positions: indices of the nonzero elements of `Counts.to_vector()`.
+      values: these elements.
     """
 
     index: int
     name: str
     version: str
-    positions: np.ndarray
-    values: np.ndarray
+    positions: Int64[np.ndarray, "n"]
+    values: Int64[np.ndarray, "n"]
 
     @classmethod
     def from_counts(cls, index: int, name: str, version: str, counts: Counts) -> Self:
-        """The result of sample `index`."""
+        """Store the counts of sample `index`."""
         vector = counts.to_vector()
         positions = np.flatnonzero(vector)
         return cls(index, name, version, positions, vector[positions])
 
     def counts(self, num_classes: int) -> Counts:
-        """The counts, of K = `num_classes` classes."""
+        """The counts, of `num_classes` classes."""
         return sum_counts([self], num_classes)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The result as JSON can hold it."""
         return vars(self) | {"positions": self.positions.tolist(), "values": self.values.tolist()}
 
     @classmethod
@@ -57,7 +58,7 @@ class ImageResult:
 
 
 def sum_counts(results: Iterable[ImageResult], num_classes: int) -> Counts:
-    """The counts of several images together; exact, whatever their order."""
+    """Add up the counts of several images; exact, in any order."""
     total = Counts.zeros(num_classes).to_vector()
     for result in results:
         total[result.positions] += result.values
@@ -65,19 +66,32 @@ def sum_counts(results: Iterable[ImageResult], num_classes: int) -> Counts:
 
 
 def share_of_host(indices: Iterable[int]) -> list[int]:
-    """Of `indices`, the same on all hosts, those that this host evaluates."""
+    """Those of `indices`, the same on all hosts, that this host evaluates."""
     return list(indices)[jax.process_index() :: jax.process_count()]
 
 
 def evaluate_source(
     segmenter: Segmenter, source: Source, ignore_label: int, stride: int = 1, num_threads: int = 1
 ) -> Counts:
-    """Count, without boundaries, in every `stride`-th sample; each host takes its share, all get the result."""
+    """Evaluate a split while a model trains.
+
+    Each host evaluates its part, and all hosts get the counts of the whole.
+
+    Args:
+      segmenter: the model.
+      source: the samples.
+      ignore_label: label of ignored pixels in the ground truth.
+      stride: evaluate every n-th sample.
+      num_threads: number of threads that read and count.
+
+    Returns:
+      The counts, without boundaries.
+    """
     num_classes = len(source.classes)
     indices = share_of_host(range(0, len(source), stride))
     results = evaluate_images(segmenter, source, indices, ignore_label, num_threads=num_threads, boundary=False)
     vectors = all_gather_objects(sum_counts(results, num_classes).to_vector().tolist())
-    return Counts.from_vector(np.sum(vectors, axis=0, dtype=np.int64))
+    return Counts.from_vector(np.array(vectors, np.int64).sum(axis=0))
 
 
 def evaluate_images(
@@ -91,49 +105,53 @@ def evaluate_images(
     boundary: bool = True,
     skip: Callable[[DataError], None] | None = None,
     save: Callable[[str, np.ndarray], None] | None = None,
-) -> Iterator[ImageResult]:
-    """Predict samples of this host and compare them with the truth.
+) -> Generator[ImageResult, None, None]:
+    """Predict samples on this host, and compare the predictions with the ground truth.
 
     Args:
-      segmenter: computes the labels.
-      source: of the samples.
-      indices: which samples.
-      ignore_label: the truth's label of pixels that count for nothing.
-      batch_size: photos for each device at once.
-      num_threads: that read and count.
-      boundary: count the pixels on boundaries too.
-      skip: called, in the thread of the caller or of the segmenter, with what is wrong with a sample that cannot be
-        read, and the others are evaluated; without it the error is raised.
-      save: called in several threads, with a sample's name and its predicted labels, before its result is given.
+      segmenter: the model.
+      source: the samples.
+      indices: which samples to evaluate.
+      ignore_label: label of ignored pixels in the ground truth.
+      batch_size: inputs of the network per device.
+      num_threads: number of threads that read, and of threads that count.
+      boundary: also count the pixels on boundaries.
+      skip: called, in the caller's thread or the segmenter's, with the error of each sample that cannot be read.
+        Without it the error is raised.
+      save: called in several threads, with the name and the predicted labels of each sample before its result is
+        yielded.
 
     Yields:
       A result for each sample, in any order.
 
     Raises:
       DataError: a sample cannot be read; the message names its file.
-      FloatingPointError: the network's output for a sample, which is named, is not finite.
+      FloatingPointError: the network's output is not finite; the message names the sample.
     """
-    samples = {}  # being predicted, by index; without their photos
+    in_progress: dict[int, tuple[np.ndarray, str]] = {}  # ground truth and version of the samples that are predicted
 
     def photos() -> Iterator[tuple[_Key, np.ndarray]]:
-        for index, sample, version in _read_ahead(source, indices, num_threads, skip):
-            samples[index] = sample.labels, version
+        for index, sample, version in _read_samples(source, indices, num_threads, skip):
+            in_progress[index] = sample.labels, version
             yield _Key(index, sample.name), sample.image
 
-    def examine(key: _Key, truth: np.ndarray, version: str, labels: np.ndarray) -> ImageResult:
+    def count_image(predicted: tuple[_Key, np.ndarray, str, np.ndarray]) -> ImageResult:
+        key, truth, version, labels = predicted
         counts = count(truth, labels, len(source.classes), ignore_label, boundary, key.name)
         if save:
             save(key.name, labels)
         return ImageResult.from_counts(key.index, key.name, version, counts)
 
-    predicted = ((key, *samples.pop(key.index), labels) for key, labels in segmenter.segment_all(photos(), batch_size))
-    for _, result in map_ahead(lambda arguments: examine(*arguments), predicted, num_threads, eager=True):
+    predicted = (
+        (key, *in_progress.pop(key.index), labels) for key, labels in segmenter.segment_all(photos(), batch_size)
+    )
+    for _, result in map_ahead(count_image, predicted, num_threads, eager=True):
         yield result
 
 
 @dataclasses.dataclass(frozen=True)
 class _Key:
-    """Tells a sample from others; messages call it by its name."""
+    """Identifies a sample; error messages print its name."""
 
     index: int
     name: str
@@ -142,10 +160,10 @@ class _Key:
         return self.name
 
 
-def _read_ahead(
+def _read_samples(
     source: Source, indices: Iterable[int], num_threads: int, skip: Callable[[DataError], None] | None
 ) -> Iterator[tuple[int, Sample, str]]:
-    """Samples and their versions, in order; as many are read in advance as there are threads."""
+    """Samples with their indices and versions, in order; threads read ahead."""
 
     def read(index: int) -> tuple[Sample, str] | DataError:
         try:

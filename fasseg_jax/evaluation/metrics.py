@@ -1,7 +1,7 @@
-"""Metrics of label maps: counts that add up over images and hosts, and the shares that follow from them (SPEC 6).
+"""Metrics of label maps: pixel counts that add up over images and hosts, and the IoUs and accuracies of these counts.
 
-Ignored pixels are left out of every count. For boundaries they are like the outside of the image: neither the truth's
-nor the prediction's classes go on there, so that nothing depends on what was predicted where nobody knows the truth.
+docs/specification.md, section 6. Ignored pixels enter no count. At boundaries they are treated like the outside of the
+image, in the ground truth and in the prediction, so the metrics never depend on what the network predicts there.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import math
 from typing import Self
 
 import numpy as np
+from jaxtyping import Bool, Float, Int64, Integer
 
 __all__ = [
     "Counts",
@@ -21,43 +22,43 @@ __all__ = [
     "most_confused",
 ]
 
-BOUNDARY_WIDTH = 0.02  # of the image's diagonal (Cheng et al., CVPR 2021)
-PIXELS_AT_ONCE = 2**17  # counted together: more would not stay in the processor's cache
+BOUNDARY_WIDTH = 0.02  # part of the image's diagonal (Cheng et al., CVPR 2021)
+PIXELS_AT_ONCE = 2**17  # pixels counted together; more would not fit into the processor's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Pixels counted in one image or in many. All are int64: sums are exact, whatever their order.
+    """Numbers of pixels in one image or in many. They are integers, so sums are exact in any order.
 
     Attributes:
-      confusion: (K, K); rows are true classes, columns predicted ones.
-      boundary_intersection: (K,) pixels of the class's boundary both in the truth and in the prediction.
-      boundary_union: (K,) pixels of its boundary in either; 0 for all classes where boundaries were not counted.
+      confusion: pixels of each true class (row) that are predicted as each class (column).
+      boundary_intersection: pixels on the class's boundary in both the ground truth and the prediction.
+      boundary_union: pixels on its boundary in either; 0 for all classes if boundaries were not counted.
     """
 
-    confusion: np.ndarray
-    boundary_intersection: np.ndarray
-    boundary_union: np.ndarray
+    confusion: Int64[np.ndarray, "K K"]
+    boundary_intersection: Int64[np.ndarray, "K"]
+    boundary_union: Int64[np.ndarray, "K"]
 
     @classmethod
     def zeros(cls, num_classes: int) -> Self:
-        """Counts of no image."""
+        """The counts of no images."""
         return cls.from_vector(np.zeros(num_classes * (num_classes + 2), np.int64))
 
     def __add__(self, other: "Counts") -> "Counts":
-        """Counts of both together."""
+        """The counts of both together."""
         return Counts.from_vector(self.to_vector() + other.to_vector())
 
-    def to_vector(self) -> np.ndarray:
-        """All counts as one int64 vector, (K² + 2K,): to sum over hosts or to keep in a file."""
+    def to_vector(self) -> Int64[np.ndarray, "K*K+2*K"]:
+        """All counts as one vector, to sum over hosts or to save."""
         return np.concatenate([self.confusion.ravel(), self.boundary_intersection, self.boundary_union])
 
     @classmethod
-    def from_vector(cls, vector: np.ndarray) -> Self:
+    def from_vector(cls, vector: Int64[np.ndarray, "n"]) -> Self:
         """The inverse of `to_vector`.
 
         Raises:
-          ValueError: no number of classes gives a vector of this length.
+          ValueError: there is no number of classes K with K² + 2K counts.
         """
         num_classes = math.isqrt(vector.size + 1) - 1
         if vector.size != num_classes * (num_classes + 2):
@@ -68,21 +69,21 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationMetrics:
-    """Shares from 0 to 1; NaN where undefined, as for classes that neither truth nor prediction holds.
+    """Metrics from 0 to 1; NaN where undefined, for example the IoU of a class that occurs nowhere.
 
-    Means are over the classes that the ground truth holds.
+    Means are over the classes that occur in the ground truth.
 
     Attributes:
       mean_iou: mean of `iou`.
       frequency_weighted_iou: `iou` weighted by `truth_share`.
       mean_accuracy: mean of `accuracy`.
-      pixel_accuracy: share of the pixels that are right.
+      pixel_accuracy: fraction of the pixels whose label is correct.
       mean_boundary_iou: mean of `boundary_iou`; NaN if boundaries were not counted.
-      iou: (K,) intersection over union of each class.
-      accuracy: (K,) share of the class's true pixels that are right.
-      boundary_iou: (K,) intersection over union of the class's boundary, see `find_boundary`.
-      truth_share: (K,) share of the class in the pixels of the truth.
-      predicted_share: (K,) share of the class in the prediction, at the same pixels.
+      iou: intersection over union of each class.
+      accuracy: fraction of the class's true pixels whose label is correct.
+      boundary_iou: intersection over union of the class's boundary (see `find_boundary`).
+      truth_share: fraction of the pixels that belong to the class in the ground truth.
+      predicted_share: fraction of the same pixels that are predicted as the class.
     """
 
     mean_iou: float
@@ -90,16 +91,16 @@ class SegmentationMetrics:
     mean_accuracy: float
     pixel_accuracy: float
     mean_boundary_iou: float
-    iou: np.ndarray
-    accuracy: np.ndarray
-    boundary_iou: np.ndarray
-    truth_share: np.ndarray
-    predicted_share: np.ndarray
+    iou: Float[np.ndarray, "K"]
+    accuracy: Float[np.ndarray, "K"]
+    boundary_iou: Float[np.ndarray, "K"]
+    truth_share: Float[np.ndarray, "K"]
+    predicted_share: Float[np.ndarray, "K"]
 
 
 def count(
-    truth: np.ndarray,
-    prediction: np.ndarray,
+    truth: Integer[np.ndarray, "H W"],
+    prediction: Integer[np.ndarray, "H W"],
     num_classes: int,
     ignore_label: int,
     boundary: bool = True,
@@ -108,39 +109,41 @@ def count(
     """Count the pixels of one image.
 
     Args:
-      truth: (H, W) integers: class ids 0 to K - 1, or `ignore_label`.
-      prediction: (H, W) integers: class ids; where the truth is ignored, anything.
+      truth: class ids 0 to K - 1, or `ignore_label`.
+      prediction: class ids; any value where the ground truth is ignored.
       num_classes: K.
-      ignore_label: the truth's label of pixels that count for nothing.
-      boundary: whether to count boundaries too, which takes longer than the rest.
-      name: of the image, for error messages.
+      ignore_label: label of ignored pixels in the ground truth.
+      boundary: also count boundaries, which takes longer than the rest.
+      name: the image's name in error messages.
 
     Raises:
-      ValueError: shapes differ, or ids are no classes.
+      ValueError: the shapes differ, or a label is not a class id.
     """
     if truth.shape != prediction.shape or truth.ndim != 2:
-        raise ValueError(f"{name}: truth and prediction must be (H, W) alike; got {truth.shape} and {prediction.shape}")
+        raise ValueError(
+            f"{name}: ground truth and prediction must have one shape (H, W); got {truth.shape} and {prediction.shape}"
+        )
     ignored = truth == ignore_label
-    # Ignored pixels become a class of their own, K, in both maps: no other is ever compared with it.
-    truth, prediction = (
-        _as_classes(labels, ignored, num_classes, f"{name}: the {which}")
-        for labels, which in ((truth, "truth"), (prediction, "prediction"))
-    )
-    distance = boundary_distance(truth.shape)
-    boundaries = [find_boundary(labels, distance) for labels in (truth, prediction)] if boundary else []
-    joint = _joint_histogram([truth, prediction, *boundaries], (num_classes + 1,) * 2 + (2,) * len(boundaries))
-    joint = joint[:num_classes, :num_classes]  # ignored pixels left out
+    # Ignored pixels become a class of their own, K, in both maps, and leave the counts below.
+    label_maps = [
+        _as_classes(truth, ignored, num_classes, f"{name}: the ground truth"),
+        _as_classes(prediction, ignored, num_classes, f"{name}: the prediction"),
+    ]
     if not boundary:
+        confusion = _joint_histogram(label_maps, (num_classes + 1, num_classes + 1))[:-1, :-1]
         none = np.zeros(num_classes, np.int64)
-        return Counts(joint, none, none)
-    # joint: (K, K, 2, 2): true class, predicted class, whether on the boundary in the truth, in the prediction
+        return Counts(confusion, none, none)
+    distance = boundary_distance((truth.shape[0], truth.shape[1]))
+    boundaries = [find_boundary(labels, distance) for labels in label_maps]
+    # (K, K, 2, 2): true class, predicted class, whether on the boundary in the ground truth, in the prediction
+    joint = _joint_histogram([*label_maps, *boundaries], (num_classes + 1, num_classes + 1, 2, 2))[:-1, :-1]
     both = np.diagonal(joint[..., 1, 1])
     either = joint[..., 1, :].sum(axis=(1, 2)) + joint[..., 1].sum(axis=(0, 2)) - both
     return Counts(joint.sum(axis=(2, 3)), both, either)
 
 
 def metrics_of(counts: Counts) -> SegmentationMetrics:
-    """The metrics that follow from counts: IoU = tp / (tp + fp + fn), accuracy = tp / (tp + fn)."""
+    """Compute the metrics from the counts: IoU = tp / (tp + fp + fn), accuracy = tp / (tp + fn)."""
     right = np.diagonal(counts.confusion)
     truth, predicted = counts.confusion.sum(axis=1), counts.confusion.sum(axis=0)
     present = truth > 0
@@ -161,15 +164,15 @@ def metrics_of(counts: Counts) -> SegmentationMetrics:
 
 
 def image_score(counts: Counts) -> float:
-    """The number that ranks images from worst to best: the mIoU of this image alone, over the classes in its truth.
+    """The score that ranks images: the mIoU of the single image, over the classes in its ground truth.
 
-    NaN where all pixels are ignored; such an image has no place in a ranking.
+    NaN if all pixels are ignored; such an image is not ranked.
     """
     return metrics_of(counts).mean_iou
 
 
-def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int]]:
-    """The pairs (true class, predicted class) that most wrong pixels belong to, at most `limit`, the largest first."""
+def most_confused(confusion: Integer[np.ndarray, "K K"], limit: int) -> list[tuple[int, int]]:
+    """The at most `limit` pairs (true class, predicted class) with the most wrong pixels, the largest first."""
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
@@ -178,31 +181,31 @@ def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int]]:
 
 
 def boundary_distance(size: tuple[int, int]) -> int:
-    """How many pixels wide the boundary is in an image of `size` (height, width), after Cheng et al. 2021."""
+    """Width in pixels of the boundary in an image of `size` (height, width), after Cheng et al., CVPR 2021."""
     return max(1, round(BOUNDARY_WIDTH * math.hypot(*size)))
 
 
-def find_boundary(labels: np.ndarray, distance: int) -> np.ndarray:
-    """Pixels on the boundary of their own class, (H, W) bool, for all classes of (H, W) labels at once.
+def find_boundary(labels: Integer[np.ndarray, "H W"], distance: int) -> Bool[np.ndarray, "H W"]:
+    """Whether each pixel lies on the boundary of its own class, for all classes at once.
 
-    A class's boundary is what its mask loses when it is eroded `distance` times by a 3x3 square, outside the image
-    being no class. That is where the square of 2 `distance` + 1 pixels around a pixel holds another label or leaves the
-    image; and it holds another label if two neighbours in it differ.
+    By definition the boundary of a class is what its mask loses when it is eroded `distance` times by a 3x3 square,
+    with zeros outside of the image. So a pixel lies on it if the square of 2 `distance` + 1 pixels around the pixel
+    leaves the image or holds another label; and the square holds another label if two neighbors in it differ.
     """
     height, width = labels.shape
     boundary = np.ones(labels.shape, bool)
     if min(height, width) <= 2 * distance:
         return boundary
-    change = _any_within(labels[:, 1:] != labels[:, :-1], 2 * distance, axis=1)  # (H, W - 2d): within the row
-    inner = labels[:, distance : width - distance]
-    # Between a row and the next: a change within either, or from one to the other in the middle column.
-    change = change[1:] | change[:-1] | (inner[1:] != inner[:-1])  # (H - 1, W - 2d)
-    boundary[distance : height - distance, distance : width - distance] = _any_within(change, 2 * distance, axis=0)
+    in_row = _any_within(labels[:, 1:] != labels[:, :-1], 2 * distance, axis=1)  # (H, W - 2d)
+    middle = labels[:, distance : width - distance]
+    # Two rows hold different labels if either row does, or if the two differ in the middle column.
+    in_two_rows = in_row[1:] | in_row[:-1] | (middle[1:] != middle[:-1])  # (H - 1, W - 2d)
+    boundary[distance : height - distance, distance : width - distance] = _any_within(in_two_rows, 2 * distance, axis=0)
     return boundary
 
 
 def _any_within(flags: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Whether any of `length` flags in a row is set, for each place where so many fit; by doubling, in log2 steps."""
+    """Whether any of `length` consecutive flags is set, for each position where so many fit, in log2(length) steps."""
     flags = np.moveaxis(flags, axis, 0)
     covered = 1
     while covered < length:
@@ -218,13 +221,13 @@ def _as_classes(labels: np.ndarray, ignored: np.ndarray, num_classes: int, which
     wrong &= ~ignored
     if wrong.any():
         ids = ", ".join(str(i) for i in np.unique(labels[wrong])[:10])
-        raise ValueError(f"{which} holds ids that are no classes: {ids}; {num_classes} classes have ids from 0")
+        raise ValueError(f"{which} holds ids that are no classes: {ids}; the {num_classes} classes have ids from 0")
     dtype = np.min_scalar_type(num_classes)
     return np.where(ignored, dtype.type(num_classes), labels.astype(dtype))
 
 
 def _joint_histogram(maps: list[np.ndarray], sizes: tuple[int, ...]) -> np.ndarray:
-    """How many pixels have each combination of values, int64 of shape `sizes`; each map has values below its size."""
+    """The number of pixels with each combination of values, of shape `sizes`; each map's values are below its size."""
     histogram = np.zeros(math.prod(sizes), np.int64)
     rows = max(1, PIXELS_AT_ONCE // max(1, maps[0].shape[1]))
     for start in range(0, len(maps[0]), rows):
@@ -237,11 +240,11 @@ def _joint_histogram(maps: list[np.ndarray], sizes: tuple[int, ...]) -> np.ndarr
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """NaN for nothing of nothing."""
+    """Part / whole; NaN for 0 / 0."""
     with np.errstate(invalid="ignore"):
         return np.true_divide(part, whole)
 
 
 def _mean(values: np.ndarray) -> float:
-    """NaN of no values; no value is left out."""
+    """The mean; NaN of no values."""
     return float(values.mean()) if values.size else math.nan

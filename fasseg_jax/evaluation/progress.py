@@ -1,8 +1,8 @@
-"""Progress of an evaluation on disk, so that an interrupted one goes on, exactly as if it had not been.
+"""Progress of an evaluation on disk. A killed evaluation resumes, and ends with exactly the same results.
 
-FOLDER/evaluation.json holds what is evaluated: model, weights, data, settings. FOLDER/host_N.jsonl gets a line for each
-image that host N has done, at once; since a line holds integer counts, neither order nor interruptions matter. A line
-that was being written when the program was killed is dropped, and a sample whose files changed is evaluated again.
+FOLDER/evaluation.json says what is evaluated: model, weights, data, settings. FOLDER/host_N.jsonl gets a line as soon
+as host N has done an image. Lines hold integer counts, so neither their order nor interruptions change the sums. The
+next run drops a line that a killed run left incomplete, and evaluates samples again whose files have changed.
 """
 
 import dataclasses
@@ -24,35 +24,35 @@ from fasseg_jax.runtime.files import Path, write_atomically
 
 __all__ = ["EvaluationProgress", "OtherEvaluationError", "describe_evaluation"]
 
-FORMAT = 1  # of the lines; lines of another are not mixed with these
-# Fields of `config.data` without influence on results; a sample's version tells which file it is.
-IMMATERIAL = ("data.num_threads", "data.prefetch", "data.root", "data.max_targets")
+FORMAT = 1  # of the lines; lines of different formats are not mixed
+# Fields of `config.data` that do not change results. A sample's version identifies its file, wherever that lies.
+WITHOUT_EFFECT = ("data.num_threads", "data.prefetch", "data.root", "data.max_targets")
 
 
 class OtherEvaluationError(ValueError):
-    """The folder holds the progress of another evaluation; the message says what differs and what to do."""
+    """The folder holds the progress of a different evaluation; the message says what differs and what to do."""
 
 
 def describe_evaluation(
     config: ConfigDict, variables: dict[str, Any], classes: ClassTable, predictions: str
 ) -> dict[str, Any]:
-    """All that results depend on beside the samples themselves, as JSON holds it.
+    """Everything except the samples that the results depend on, as JSON can hold it.
 
     Args:
       config: the whole configuration.
-      variables: the model's; they enter by a digest of their numbers, wherever they were read from.
-      classes: of the data.
-      predictions: which label maps are written besides.
+      variables: the model's variables, which enter as a digest of their numbers.
+      classes: the data's classes.
+      predictions: which label maps the evaluation also writes.
     """
     fields = flat_fields(ConfigDict({part: config[part] for part in ("data", "inference", "model")}))
     digest = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        leaf = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(leaf.view(np.uint8).reshape(-1))
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.view(np.uint8).reshape(-1).data)
     return {
         "format": FORMAT,
-        **{f"config.{name}": value for name, value in fields.items() if name not in IMMATERIAL},
+        **{f"config.{name}": value for name, value in fields.items() if name not in WITHOUT_EFFECT},
         "class names": list(classes.names),
         "weights": digest.hexdigest(),
         "predictions": predictions,
@@ -64,9 +64,9 @@ class EvaluationProgress:
     """The progress of one evaluation.
 
     Attributes:
-      folder: where it lies.
-      done: results by the index of their sample, from earlier runs and from all hosts.
-      changed: how many samples were done but have changed since; they are not in `done`.
+      folder: the folder of its files.
+      done: results of earlier runs on all hosts, by the index of their sample.
+      changed: how many samples were done but have changed since then; they are not in `done`.
     """
 
     folder: Path
@@ -77,27 +77,25 @@ class EvaluationProgress:
     def open(
         cls, folder: Path, evaluation: dict[str, Any], source: Source, restart: bool = False
     ) -> "EvaluationProgress":
-        """Read what was done; all hosts must call it, and need not see the same files.
+        """Read what earlier runs have done. All hosts must call this; they need not see the same files.
 
         Args:
-          folder: of this progress alone; made if absent.
+          folder: a folder that holds nothing else; made if absent.
           evaluation: from `describe_evaluation`.
-          source: of the samples.
+          source: the samples.
           restart: discard what was done.
 
         Raises:
-          OtherEvaluationError: it is the progress of another evaluation.
+          OtherEvaluationError: the folder holds the progress of a different evaluation.
         """
         header = folder / "evaluation.json"
         if restart and header.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # as may another host at the same time
-        differences = _differences(_read_header(header), evaluation)
-        results = [] if differences else _read_results(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # another host may do so at the same time
+        found = _differences(_read_header(header), evaluation)
+        results = [] if found else _read_results(folder)
         current = [result.to_json() for result in results if _is_current(result, source)]
-        told = all_gather_objects(
-            [differences, current, [result.index for result in results]]
-        )  # before any host writes
-        differences = next((differences for differences, *_ in told if differences), None)
+        gathered = all_gather_objects([found, current, [result.index for result in results]])  # before any host writes
+        differences: list[str] = next((differences for differences, *_ in gathered if differences), [])
         if differences:
             raise OtherEvaluationError(
                 f"{folder.parent} holds another evaluation ({'; '.join(differences)}): give another --output, or "
@@ -105,24 +103,24 @@ class EvaluationProgress:
             )
         with write_atomically(header) as partial:
             partial.write_text(json.dumps(evaluation, indent=1))
-        done = {fields["index"]: ImageResult.from_json(fields) for _, current, _ in told for fields in current}
-        return cls(folder, done, changed=len({index for *_, indices in told for index in indices} - done.keys()))
+        done = {fields["index"]: ImageResult.from_json(fields) for _, current, _ in gathered for fields in current}
+        return cls(folder, done, changed=len({index for *_, indices in gathered for index in indices} - done.keys()))
 
     def writer(self) -> "ProgressWriter":
-        """Where this host writes what it does."""
+        """The writer of this host's results."""
         return ProgressWriter(self.folder / f"host_{jax.process_index()}.jsonl")
 
 
 class ProgressWriter:
-    """Appends results to a file, each at once; a context manager."""
+    """Appends results to a file, each immediately; a context manager."""
 
     def __init__(self, file: Path):
-        """A line without an end, of a run that was killed, is cut off."""
+        """Open the file, and cut off the incomplete line that a killed run may have left."""
         self._file = file.open("ab")
         self._file.truncate(_complete_length(file))
 
     def add(self, result: ImageResult) -> None:
-        """Keep a result."""
+        """Append a result."""
         self._file.write(json.dumps(result.to_json()).encode() + b"\n")
         self._file.flush()
 
@@ -139,11 +137,11 @@ def _read_header(header: Path) -> dict[str, Any] | None:
     try:
         return json.loads(header.read_text())
     except ValueError as error:
-        raise OtherEvaluationError(f"{header} is damaged ({error}): give --restart to begin anew") from error
+        raise OtherEvaluationError(f"{header} is damaged ({error}): give --restart to start again") from error
 
 
 def _differences(saved: dict[str, Any] | None, current: dict[str, Any]) -> list[str]:
-    """What differs between two evaluations, in words; `saved` is None where there was none."""
+    """The differences between two evaluations, in words; `saved` is None if there was none."""
     if saved is None:
         return []
     words = []
@@ -155,7 +153,7 @@ def _differences(saved: dict[str, Any] | None, current: dict[str, Any]) -> list[
 
 
 def _read_results(folder: Path) -> list[ImageResult]:
-    """What all files hold that this host sees."""
+    """The results in all files that this host sees."""
     results = []
     for file in sorted(folder.glob("host_*.jsonl")):
         content = file.read_bytes()[: _complete_length(file)]
@@ -164,18 +162,18 @@ def _read_results(folder: Path) -> list[ImageResult]:
                 results.append(ImageResult.from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
                 raise OtherEvaluationError(
-                    f"{file}, line {number} is damaged ({error}): give --restart to begin anew"
+                    f"{file}, line {number} is damaged ({error}): give --restart to start again"
                 ) from error
     return results
 
 
 def _complete_length(file: Path) -> int:
-    """The length in bytes up to the end of the last complete line."""
+    """Number of bytes up to the end of the last complete line."""
     return file.read_bytes().rfind(b"\n") + 1
 
 
 def _is_current(result: ImageResult, source: Source) -> bool:
     try:
         return result.index < len(source) and source.version(result.index) == result.version
-    except DataError:  # its files are gone; reading them will say so
+    except DataError:  # the sample's files are gone; reading them later raises the error
         return False

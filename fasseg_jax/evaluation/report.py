@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that needs nothing else."""
+"""The report of an evaluation: one HTML file that needs no other file."""
 
 import base64
 import dataclasses
@@ -9,6 +9,7 @@ import re
 from html import escape
 
 import numpy as np
+from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from fasseg_jax.data.classes import ClassTable
@@ -21,13 +22,15 @@ from fasseg_jax.visualization.legend import class_shares
 __all__ = ["PicturedImage", "write_report"]
 
 TEMPLATE = Path(__file__).parent / "report_template.html"
-MAX_SIDE, JPEG_QUALITY = 640, 80  # pixels, of the images' pictures
-MAX_PAIRS = 24  # of confused classes
-MAX_CHIPS = 14  # names of classes below an image
-MAX_NAMED_CLASSES = 40  # beyond these the matrix has no names beside it: they would be too small
+MAX_SIDE = 640  # pixels, of a picture
+JPEG_QUALITY = 80
+MAX_PAIRS = 24  # pairs of confused classes
+MAX_CHIPS = 14  # class names below an image
+MAX_NAMED_CLASSES = 40  # with more classes the names beside the matrix would be too small to read
 MAX_NAME = 18  # letters, of a name beside the matrix
-CELL = 20  # units of the matrix's drawing, with letters of 7 units
-MATRIX_WIDTH, MATRIX_ZOOM = 900, 2.2  # pixels at most; pixels for a unit at most
+CELL = 20  # units of the matrix's drawing; letters have 7
+MATRIX_WIDTH = 900  # pixels, at most
+MATRIX_ZOOM = 2.2  # pixels per unit, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +38,18 @@ class PicturedImage:
     """An image that the report shows.
 
     Attributes:
-      name: as the data set calls it.
+      name: its name in the data set.
       score: see `metrics.image_score`.
-      photo: (H, W, 3) uint8.
-      truth: (H, W) class ids; ids that are no class, as ignored pixels have, are left without colour.
-      prediction: (H, W) class ids.
+      photo: RGB.
+      truth: class ids; pixels whose label is not a class id, such as ignored pixels, get no color.
+      prediction: class ids.
     """
 
     name: str
     score: float
-    photo: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
+    photo: UInt8[np.ndarray, "H W 3"]
+    truth: Integer[np.ndarray, "H W"]
+    prediction: Integer[np.ndarray, "H W"]
 
 
 def write_report(
@@ -60,17 +63,17 @@ def write_report(
 ) -> None:
     """Write the report.
 
-    It shows the metrics, a table of the classes that sorts by a click, the most confused pairs of classes, the
-    confusion matrix, and images with truth and prediction. The file fetches nothing, from wherever it is opened.
+    It shows the metrics, a table of the classes that a click sorts, the most confused pairs of classes, the confusion
+    matrix, and images with ground truth and prediction. A browser that opens the file fetches nothing else.
 
     Args:
-      path: of the HTML file.
-      metrics: of the data set.
-      counts: what they follow from.
+      path: the HTML file.
+      metrics: metrics of the data set.
+      counts: the counts that they are computed from.
       classes: names and palette.
-      best: images with the best scores, best first; may be empty.
-      worst: images with the worst scores, worst first; may be empty.
-      facts: what was evaluated and how ("checkpoint": "runs/mine/…"), for the head of the report, in order.
+      best: images with the best scores, the best first; may be empty.
+      worst: images with the worst scores, the worst first; may be empty.
+      facts: what was evaluated and how ("checkpoint": "runs/mine/…"), for the head of the report, in this order.
     """
     present = int((metrics.truth_share > 0).sum())
     galleries = [
@@ -78,7 +81,7 @@ def write_report(
         for anchor, title, images in (("worst", "Worst images", worst), ("best", "Best images", best))
         if images
     ]
-    # Of 150 classes a small data set holds few; the others would only make the matrix illegible.
+    # A small data set may hold few of 150 classes; the others would only make the matrix illegible.
     shown = np.flatnonzero(counts.confusion.sum(axis=0) + counts.confusion.sum(axis=1))
     confusion, num_absent = counts.confusion[np.ix_(shown, shown)], len(classes) - len(shown)
     links = [("classes", "Classes"), ("pairs", "Most confused"), ("confusion", "Confusion matrix")]
@@ -87,7 +90,7 @@ def write_report(
         "facts": "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(fact))}</dd>" for name, fact in facts.items()),
         "links": "".join(f'<a href="#{link[0]}">{link[1]}</a>' for link in [*links, *galleries]),
         "tiles": "".join(_tile(title, getattr(metrics, field)) for field, title in MEANS.items()),
-        "note": f"In percent. Means are over the {present} classes (of {len(classes)}) that the truth holds.",
+        "note": f"In percent. Means are over the {present} classes (of {len(classes)}) that occur in the ground truth.",
         "headings": _headings(),
         "rows": "".join(_class_row(class_id, metrics, classes) for class_id in table_order(metrics)),
         "pairs": _confused_pairs(counts.confusion, classes),
@@ -103,11 +106,11 @@ def write_report(
 
 
 def _data(confusion: np.ndarray, shown: np.ndarray, classes: ClassTable) -> str:
-    """What the page's program reads: names, colours as one number each, and the matrix's counts that are not zero."""
+    """The data for the page's script: class names, one number per color, and the matrix's nonzero counts."""
     rows = [np.stack([np.flatnonzero(row), row[row > 0]], axis=1).ravel().tolist() for row in confusion]
-    colours = classes.palette.astype(int) @ (1 << 16, 1 << 8, 1)
-    data = {"names": classes.names, "colours": colours.tolist(), "shown": shown.tolist(), "confusion": rows}
-    # No name may end the script that holds the data.
+    colors = classes.palette.astype(int) @ (1 << 16, 1 << 8, 1)
+    data = {"names": classes.names, "colors": colors.tolist(), "shown": shown.tolist(), "confusion": rows}
+    # A class name must not be able to end the script element that holds the data.
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -116,7 +119,7 @@ def _tile(title: str, share: float) -> str:
 
 
 def _headings() -> str:
-    """The table's headings; the rows come in order of the IoU."""
+    """The table's headings; rows start out sorted by IoU."""
     columns = {"id": "id", "name": "class", **COLUMNS}
     sort = {"iou": ' aria-sort="ascending"'}
     return "".join(
@@ -138,12 +141,13 @@ def _class_row(class_id: int, metrics: SegmentationMetrics, classes: ClassTable)
         if field == "iou":
             text = f'<div class="bar" style="--share:{100 * np.nan_to_num(share):.1f}%">{text}</div>'
         cells.append(f'<td data-value="{value}">{text}</td>')
-    absent = "" if metrics.truth_share[class_id] > 0 else ' class="absent" title="The truth lacks this class."'
+    note = ' class="absent" title="This class does not occur in the ground truth."'
+    absent = "" if metrics.truth_share[class_id] > 0 else note
     return f"<tr{absent}>{''.join(cells)}</tr>"
 
 
 def _class(class_id: int, classes: ClassTable) -> str:
-    """A class's colour and name."""
+    """A class's color and name."""
     red, green, blue = classes.palette[class_id]
     swatch = f'<i class="swatch" style="background:rgb({red} {green} {blue})"></i>'
     return f'<span class="class">{swatch}{escape(classes.names[class_id])}</span>'
@@ -161,11 +165,11 @@ def _confused_pairs(confusion: np.ndarray, classes: ClassTable) -> str:
             f'{percent(of_errors)}% of all errors</div><div class="track"><i style="width:{100 * of_class:.1f}%"></i>'
             "</div></li>"
         )
-    return "".join(items) or "<li>Every pixel is right.</li>"
+    return "".join(items) or "<li>Every pixel is correct.</li>"
 
 
 def _matrix(confusion: np.ndarray, names: list[str]) -> str:
-    """The matrix as SVG around a picture of one pixel for each cell; names and percents where there is room."""
+    """The matrix as SVG around an image with one pixel per cell, with names and percents if there is room."""
     if not names:
         return "Nothing was counted."
     num_classes = len(names)
@@ -189,8 +193,8 @@ def _matrix(confusion: np.ndarray, names: list[str]) -> str:
         for row, column in np.argwhere(shares >= 0.005):
             x, y = (margin + (position + 0.5) * cell for position in (column, row))
             share = shares[row, column]
-            colour = ' fill="#fff"' if share > 0.45 else ""
-            elements.append(f'<text x="{x}" y="{y}"{colour}>{100 * share:.0f}</text>')
+            color = ' fill="#fff"' if share > 0.45 else ""
+            elements.append(f'<text x="{x}" y="{y}"{color}>{100 * share:.0f}</text>')
         elements.append("</g>")
     bar = f'<rect class="cross" visibility="hidden" x="{margin}" y="{margin}"'
     elements.append(f'{bar} width="{side}" height="{cell}"/>{bar} width="{cell}" height="{side}"/>')
@@ -201,9 +205,9 @@ def _matrix(confusion: np.ndarray, names: list[str]) -> str:
 
 def _gallery(anchor: str, title: str, images: list[PicturedImage], classes: ClassTable, toolbar: bool) -> str:
     tools = (
-        '<div class="toolbar"><label>Colours over the photo'
+        '<div class="toolbar"><label>Colors over the photo'
         '<input type="range" min="0" max="100" value="55"></label>'
-        '<label><input type="checkbox">Only errors of the prediction</label>'
+        '<label><input type="checkbox">Only wrong pixels of the prediction</label>'
         "<span>Point at a picture to read its classes.</span></div>"
     )
     figures = "".join(_figure(image, classes) for image in images)
@@ -211,7 +215,7 @@ def _gallery(anchor: str, title: str, images: list[PicturedImage], classes: Clas
 
 
 def _figure(image: PicturedImage, classes: ClassTable) -> str:
-    """Photo, truth and prediction: the photo once, and over it label maps that the browser blends."""
+    """Photo, ground truth and prediction. The page holds the photo once, and the browser blends label maps over it."""
     height, width = image.truth.shape
     scale = min(1, MAX_SIDE / max(height, width))
     size = (max(1, round(scale * width)), max(1, round(scale * height)))
@@ -225,8 +229,8 @@ def _figure(image: PicturedImage, classes: ClassTable) -> str:
         f"--ratio:{size[0]}/{size[1]};--photo:url({_data_uri(photo, 'JPEG')});--errors:url({_data_uri(mask, 'PNG')})"
     )
     panels = ['<div class="panel"><span>photo</span></div>']
-    for title, uri in (("truth", truth), ("prediction", prediction)):
-        panels.append(f'<div class="panel {title}"><img alt="{title}" src="{uri}"><span>{title}</span></div>')
+    for kind, title, uri in (("truth", "ground truth", truth), ("prediction", "prediction", prediction)):
+        panels.append(f'<div class="panel {kind}"><img alt="{title}" src="{uri}"><span>{title}</span></div>')
     return (
         f'<figure class="card" style="{style}"><figcaption><b>{escape(image.name)}</b>'
         f"<span>mIoU of this image <b>{percent(image.score)}</b></span></figcaption>"
@@ -235,11 +239,11 @@ def _figure(image: PicturedImage, classes: ClassTable) -> str:
 
 
 def _notes(image: PicturedImage, classes: ClassTable) -> str:
-    """The classes of an image, and its largest confusions in shares of its pixels."""
+    """The classes of an image, and its most confused pairs in percent of its pixels."""
     num_classes = len(classes)
     labels = np.concatenate([image.truth, image.prediction])
-    found = class_shares(np.where(labels < num_classes, labels, num_classes), num_classes + 1)
-    found = [class_id for class_id, _ in found if class_id < num_classes]
+    shares_found = class_shares(np.where(labels < num_classes, labels, num_classes), num_classes + 1)
+    found = [class_id for class_id, _ in shares_found if class_id < num_classes]
     chips = "".join(_class(class_id, classes) for class_id in found[:MAX_CHIPS])
     if len(found) > MAX_CHIPS:
         chips += f'<span class="faint">and {len(found) - MAX_CHIPS} more</span>'
@@ -252,12 +256,12 @@ def _notes(image: PicturedImage, classes: ClassTable) -> str:
 
 
 def _label_picture(labels: np.ndarray, classes: ClassTable, size: tuple[int, int]) -> str:
-    """Labels in their colours, transparent where they are no class."""
+    """Labels in their colors, transparent where a label is not a class id."""
     labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
     transparent = np.zeros((1, 4), np.uint8)
     opaque = np.full((len(classes), 1), 255, np.uint8)
-    colours = np.concatenate([np.concatenate([classes.palette, opaque], axis=1), transparent])
-    return _data_uri(Image.fromarray(colours[np.minimum(labels, len(classes))]), "PNG")
+    colors = np.concatenate([np.concatenate([classes.palette, opaque], axis=1), transparent])
+    return _data_uri(Image.fromarray(colors[np.minimum(labels, len(classes))]), "PNG")
 
 
 def _data_uri(picture: Image.Image, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: numbers, pictures, the report."""
+"""The files of an evaluation: numbers, pictures, the report."""
 
 import csv
 import math
@@ -23,7 +23,7 @@ __all__ = ["picture_images", "rank", "write_images", "write_numbers", "write_pic
 
 
 def rank(results: list[ImageResult], num_classes: int) -> list[tuple[float, ImageResult]]:
-    """Scores and images, the worst first; images of nothing but ignored pixels are left out."""
+    """Score and result of each image, the worst first; images whose pixels are all ignored are left out."""
     scored = [(image_score(result.counts(num_classes)), result) for result in results]
     return sorted((pair for pair in scored if not math.isnan(pair[0])), key=lambda pair: (pair[0], pair[1].index))
 
@@ -31,13 +31,13 @@ def rank(results: list[ImageResult], num_classes: int) -> list[tuple[float, Imag
 def picture_images(
     segmenter: Segmenter, source: Source, ranked: list[tuple[float, ImageResult]], names: dict[int, str]
 ) -> list[PicturedImage]:
-    """The pictures of a few images, in the same order; they are read and predicted anew.
+    """Read and predict a few images again, for pictures of them in the same order.
 
     Args:
-      segmenter: that of the evaluation.
-      source: of the samples.
-      ranked: scores and results of the images.
-      names: what they are to be called, by index.
+      segmenter: the model.
+      source: the samples.
+      ranked: score and result of each image.
+      names: names to show, by the index of the sample.
     """
     samples = {result.index: source[result.index] for _, result in ranked}
     labels = dict(segmenter.segment_all((index, sample.image) for index, sample in samples.items()))
@@ -59,17 +59,17 @@ def write_numbers(
 
 
 def write_images(file: Path, results: list[ImageResult], names: dict[int, str], num_classes: int) -> None:
-    """Write a line for each image as CSV: its score, which is the mIoU of this image alone, and its pixel accuracy.
+    """Write a row for each image as CSV, with its score (the mIoU of the single image) and its pixel accuracy.
 
-    Empty where all pixels are ignored.
+    Both are empty if all pixels are ignored.
     """
     with file.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["image", "score", "pixel_accuracy", "labelled_pixels"])
         for result in sorted(results, key=lambda result: result.index):
             counts = result.counts(num_classes)
-            shares = (image_score(counts), metrics_of(counts).pixel_accuracy)
-            cells = ["" if math.isnan(share) else f"{share:.6f}" for share in shares]
+            values = (image_score(counts), metrics_of(counts).pixel_accuracy)
+            cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
             writer.writerow([names[result.index], *cells, counts.confusion.sum()])
 
 
@@ -82,10 +82,10 @@ def write_pictures(
     worst: list[PicturedImage],
     facts: dict[str, str],
 ) -> None:
-    """Write report.html and, for each of the worst images, worst/NUMBER_NAME.png: photo, truth, prediction."""
+    """Write report.html, and worst/NUMBER_NAME.png for each of the worst images: photo, ground truth, prediction."""
     write_report(folder / "report.html", metrics, counts, classes, best, worst, facts)
     pictures = folder / "worst"
-    shutil.rmtree(pictures, ignore_errors=True)  # those of an earlier run
+    shutil.rmtree(pictures, ignore_errors=True)  # of an earlier run
     for number, image in enumerate(worst, start=1):
         pictures.mkdir(exist_ok=True)
         comparison = draw_comparison([(image.photo, image.truth, image.prediction)], classes)

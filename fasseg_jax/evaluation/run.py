@@ -1,9 +1,10 @@
-"""What eval.py does: evaluate a model on the validation split of a data set and write the results."""
+"""An evaluation from its options to its files: what eval.py does."""
 
 import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import numpy as np
@@ -29,10 +30,18 @@ from fasseg_jax.runtime.files import Path
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.weights.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 
-__all__ = ["Evaluation", "EvaluationOptions", "EvaluationOutcome", "prepare", "run_evaluation"]
+__all__ = [
+    "Evaluation",
+    "EvaluationOptions",
+    "EvaluationOutcome",
+    "describe_inference",
+    "prepare_evaluation",
+    "run_evaluation",
+    "write_results",
+]
 
 SPLIT = "validation"
-BEST = 4  # images that the report shows beside the worst
+NUM_BEST = 4  # images with the best scores that the report shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,28 +49,25 @@ class EvaluationOptions:
     """What to evaluate, how, and what to write.
 
     Attributes:
-      checkpoint: the folder of a checkpoint, or of a run.
-      config: data and inference; without it the checkpoint's.
-      output: the folder for the results; by default evaluation/CHECKPOINT-MODE.
-      multi_scale: average over several sizes and their mirror images.
-      sliding_window: pass windows over the image.
-      batch_size: photos for each device at once.
-      save_predictions: write the predicted label maps.
-      submission: write them in the numbering of the data set's files.
-      worst: how many of the worst images to picture.
-      skip_unreadable: leave out what cannot be read.
-      restart: discard what the output folder holds of an earlier evaluation.
+      checkpoint: folder of a checkpoint, or of a run, whose best checkpoint is taken.
+      config: configuration of data and inference, by default the checkpoint's.
+      output: folder for the results, by default evaluation/CHECKPOINT-MODE.
+      mode: `config.inference.mode`, if it is to differ from the configuration's.
+      batch_size: inputs of the network per device.
+      save_predictions: which label maps to write: "none"; "class ids"; or "submission", in the ids of the data set's
+        label files.
+      num_worst: how many of the worst images to draw.
+      skip_unreadable: skip samples that cannot be read, instead of raising an error.
+      restart: discard the progress that the output folder holds.
     """
 
     checkpoint: str
     config: ConfigDict | None = None
     output: str | None = None
-    multi_scale: bool = False
-    sliding_window: bool = False
+    mode: str | None = None
     batch_size: int = 1
-    save_predictions: bool = False
-    submission: bool = False
-    worst: int = 10
+    save_predictions: Literal["none", "class ids", "submission"] = "none"
+    num_worst: int = 10
     skip_unreadable: bool = False
     restart: bool = False
 
@@ -71,8 +77,8 @@ class EvaluationOutcome:
     """How an evaluation ended.
 
     Attributes:
-      interrupted: before its end; the same evaluation goes on from there.
-      skipped: what is wrong with the images that were left out.
+      interrupted: whether it stopped before its end; the same options resume it.
+      skipped: an error message for each sample that was skipped.
     """
 
     interrupted: bool
@@ -81,74 +87,110 @@ class EvaluationOutcome:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is to be evaluated, and where its results go.
+    """An evaluation that is ready to run.
 
     Attributes:
-      checkpoint: the folder that the weights come from.
-      config: the whole configuration.
-      source: the images with their truth.
-      segmenter: the model.
-      output: the folder for the results.
-      progress: what earlier runs did.
       options: what was asked for.
+      checkpoint: folder of the weights.
+      config: the whole configuration.
+      source: the samples.
+      segmenter: the model.
+      output: folder for the results.
+      progress: what earlier runs have done.
     """
 
+    options: EvaluationOptions
     checkpoint: Path
     config: ConfigDict
     source: Source
     segmenter: Segmenter
     output: Path
     progress: EvaluationProgress
-    options: EvaluationOptions
 
 
-def prepare(options: EvaluationOptions, devices: list[jax.Device]) -> Evaluation:
-    """Load the model, open the data, see what is done already."""
+def prepare_evaluation(options: EvaluationOptions, devices: list[jax.Device]) -> Evaluation:
+    """Load the model, open the data, and read the progress of earlier runs.
+
+    All hosts must call this.
+
+    Args:
+      options: what to evaluate.
+      devices: this host's devices.
+
+    Raises:
+      ValueError, OSError: the checkpoint, the data or the output folder cannot be used.
+    """
     cache = enable_compilation_cache()
-    say(f"Computing on {jax.device_count()} x {devices[0].device_kind}; compiled programs are kept in {cache}.")
+    _print(f"Computing on {jax.device_count()} x {devices[0].device_kind}; compiled programs are kept in {cache}.")
     path, origin = find_checkpoint(options.checkpoint)
-    say(f"Checkpoint: {path}{origin}.")
+    _print(f"Checkpoint: {path}{origin}.")
     checkpoint = load_checkpoint(path)
     checkpoint.require_whole_model(path)
-    config = evaluation_config(checkpoint, options)
-    source = open_data(config, checkpoint.classes, options.skip_unreadable)
+    config = _evaluation_config(checkpoint, options)
+    source = _open_data(config, checkpoint.classes, options.skip_unreadable)
     segmenter = Segmenter(config, checkpoint.variables, source.classes, devices=devices)
-    output = Path(options.output or default_output(path, config))
-    saved = "submission" if options.submission else "class ids" if options.save_predictions else "none"
-    identity = describe_evaluation(config, checkpoint.variables, source.classes, saved)
+    output = Path(options.output or _default_output(path, config))
+    identity = describe_evaluation(config, checkpoint.variables, source.classes, options.save_predictions)
     progress = EvaluationProgress.open(output / "progress", identity, source, options.restart)
-    say(f"{len(source)} images of {config.data.root or config.data.source}; results go to {output}.")
+    _print(f"{len(source)} images of {config.data.root or config.data.source}; results go to {output}.")
     if progress.done:
-        say(f"{len(progress.done)} of them are done (--restart would do them again).")
+        _print(f"{len(progress.done)} of them are done (--restart does them again).")
     if progress.changed:
-        say(f"{progress.changed} were done but have changed since, and are done again.")
-    return Evaluation(path, config, source, segmenter, output, progress, options)
+        _print(f"{progress.changed} of them were done but have changed since, and are done again.")
+    return Evaluation(options, path, config, source, segmenter, output, progress)
 
 
 def run_evaluation(evaluation: Evaluation) -> EvaluationOutcome:
-    """Run or resume an evaluation."""
-    config, source, progress = evaluation.config, evaluation.source, evaluation.progress
-    options = evaluation.options
+    """Start or resume an evaluation, and write its results.
+
+    All hosts must call this.
+
+    Raises:
+      DataError: a sample cannot be read and is not to be skipped, or all were skipped.
+      FloatingPointError: the network's output is not finite.
+      OSError: the results cannot be written.
+    """
+    source, progress = evaluation.source, evaluation.progress
+    results, skipped, stopped = _evaluate_share_of_host(evaluation)
+    gathered = all_gather_objects([stopped, skipped, [result.to_json() for result in results]])
+    results = [*progress.done.values(), *(ImageResult.from_json(fields) for *_, host in gathered for fields in host)]
+    skipped = list(dict.fromkeys(message for _, host, _ in gathered for message in host))
+    if any(stopped for stopped, *_ in gathered):
+        _print(f"Interrupted: {len(results)} of {len(source)} images are done. The same command resumes from there.")
+        return EvaluationOutcome(interrupted=True, skipped=skipped)
+    if not results:
+        raise DataError(f"none of {len(source)} images could be read")
+    if jax.process_index() == 0:
+        write_results(evaluation, results, skipped)
+    all_gather_objects("written")  # the other hosts wait here
+    return EvaluationOutcome(interrupted=False, skipped=skipped)
+
+
+def _evaluate_share_of_host(evaluation: Evaluation) -> tuple[list[ImageResult], list[str], bool]:
+    """Evaluate this host's remaining images: results, messages of skipped samples, whether it was interrupted."""
+    options, data = evaluation.options, evaluation.config.data
+    source, progress = evaluation.source, evaluation.progress
     indices = share_of_host(index for index in range(len(source)) if index not in progress.done)
     display = EvaluationDisplay(progress.done.values(), len(indices), len(source.classes))
-    results, skipped, stopped = [], list(source.problems), False
+    results: list[ImageResult] = []
+    skipped = list(source.problems)
+    stopped = False
 
     def skip(error: DataError) -> None:
         skipped.append(str(error))
         display.print_error(f"skipped {error}")
 
-    # Images
     images = evaluate_images(
         evaluation.segmenter,
         source,
         indices,
-        config.data.ignore_label,
+        data.ignore_label,
         batch_size=options.batch_size,
-        num_threads=config.data.num_threads,
+        num_threads=data.num_threads,
         skip=skip if options.skip_unreadable else None,
-        save=prediction_writer(evaluation) if options.save_predictions else None,
+        save=_prediction_writer(evaluation),
     )
-    interruption = Interruption(together=False)  # nothing is lost if a host stops alone
+    interruption = Interruption(together=False)  # each host may stop by itself: the others lose nothing
     compiling = CompileTimer()
     with display, progress.writer() as writer, contextlib.closing(images):
         for result in images:
@@ -157,28 +199,14 @@ def run_evaluation(evaluation: Evaluation) -> EvaluationOutcome:
             display.update(result)
             if stopped := interruption.requested():
                 break
-
     if results:
-        shapes, seconds = len(evaluation.segmenter.input_shapes), compiling.seconds
-        say(f"{shapes} shapes of the network's input, {seconds:.1f} s to compile or load the programs for them.")
-
-    # All hosts together
-    told = all_gather_objects([stopped, skipped, [result.to_json() for result in results]])
-    results = [*progress.done.values(), *(ImageResult.from_json(fields) for *_, host in told for fields in host)]
-    skipped = list(dict.fromkeys(message for _, host, _ in told for message in host))
-    if any(stopped for stopped, *_ in told):
-        say(f"Interrupted: {len(results)} of {len(source)} images are done. The same command goes on from there.")
-        return EvaluationOutcome(interrupted=True, skipped=skipped)
-    if not results:
-        raise DataError(f"none of {len(source)} images could be read")
-    if jax.process_index() == 0:
-        write_results(evaluation, results, skipped)
-    all_gather_objects("written")  # until then the other hosts wait
-    return EvaluationOutcome(interrupted=False, skipped=skipped)
+        num_shapes = len(evaluation.segmenter.input_shapes)
+        _print(f"{num_shapes} shapes of the network's input, {compiling.seconds:.1f} s to compile or load programs.")
+    return results, skipped, stopped
 
 
 def write_results(evaluation: Evaluation, results: list[ImageResult], skipped: list[str]) -> None:
-    """Print the metrics and write all files."""
+    """Print the metrics, and write all files."""
     config, source, output = evaluation.config, evaluation.source, evaluation.output
     classes = source.classes
     counts = sum_counts(results, len(classes))
@@ -195,38 +223,46 @@ def write_results(evaluation: Evaluation, results: list[ImageResult], skipped: l
     write_numbers(output, counts, metrics, classes, {**facts, "skipped": skipped})
     write_images(output / "images.csv", results, names, len(classes))
     ranked = rank(results, len(classes))
-    pictures = [
-        picture_images(evaluation.segmenter, source, some, names)
-        for some in (ranked[::-1][:BEST], ranked[: evaluation.options.worst])
-    ]
-    write_pictures(output, counts, metrics, classes, *pictures, facts)
-    print(f"Results are in {output}; to look at them open {output / 'report.html'}.")
+    best = picture_images(evaluation.segmenter, source, ranked[::-1][:NUM_BEST], names)
+    worst = picture_images(evaluation.segmenter, source, ranked[: evaluation.options.num_worst], names)
+    write_pictures(output, counts, metrics, classes, best, worst, facts)
+    print(f"Results are in {output}. Open {output / 'report.html'} to look at them.")
 
 
-def evaluation_config(checkpoint: Checkpoint, options: EvaluationOptions) -> ConfigDict:
-    """The checkpoint's configuration, with the data, inference and dtype of --config."""
+def describe_inference(inference: ConfigDict) -> str:
+    """The mode of `config.inference` and its sizes, in words."""
+    if inference.mode == "multi_scale":
+        sides, flip = inference.multi_scale.short_sides, inference.multi_scale.flip
+        return f"multi-scale, shorter sides {', '.join(map(str, sides))}{', each also flipped' if flip else ''}"
+    if inference.mode == "sliding":
+        (height, width), short_side = inference.sliding.window, inference.sliding.short_side
+        return f"windows of {width}x{height}, shorter side {short_side or 'as it is'}"
+    return f"single-scale, shorter side {inference.short_side}, longer at most {inference.max_long_side}"
+
+
+def _evaluation_config(checkpoint: Checkpoint, options: EvaluationOptions) -> ConfigDict:
+    """The checkpoint's configuration, with data, inference and dtype of `options.config`."""
     config = checkpoint.config.copy_and_resolve_references()
-    if options.config is not None:
-        given = options.config
+    given = options.config
+    if given is not None:
         config.data, config.model.dtype = given.data, given.model.dtype
         ours, theirs = flat_fields(config.model), flat_fields(given.model)
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
-                say(f"config.model.{name} is the checkpoint's {ours.get(name)!r}, not {theirs.get(name)!r}.")
-    mode = "multi_scale" if options.multi_scale else "sliding" if options.sliding_window else None
-    config.inference = inference_settings(options.config or config, {"mode": mode} if mode else {})
+                _print(f"config.model.{name} is the checkpoint's {ours.get(name)!r}, not {theirs.get(name)!r}.")
+    config.inference = inference_settings(given or config, {"mode": options.mode} if options.mode else {})
     return config
 
 
-def open_data(config: ConfigDict, classes: ClassTable, skip_unreadable: bool) -> Source:
-    """Open the validation split of the configuration, whose classes must be `classes`."""
-    ours = data_classes(config.data)
-    if ours.names != classes.names:
-        pairs = itertools.zip_longest(classes.names, ours.names)
-        number, (theirs, our) = next(item for item in enumerate(pairs) if item[1][0] != item[1][1])
+def _open_data(config: ConfigDict, classes: ClassTable, skip_unreadable: bool) -> Source:
+    """Open the validation split of the configuration; its classes must be `classes`, the checkpoint's."""
+    found = data_classes(config.data)
+    if found.names != classes.names:
+        pairs = itertools.zip_longest(classes.names, found.names)
+        class_id, (theirs, ours) = next(item for item in enumerate(pairs) if item[1][0] != item[1][1])
         raise DataError(
-            f"the checkpoint's {len(classes)} classes are not the data's {len(ours)}: class {number} is {theirs!r} in "
-            f"the checkpoint and {our!r} in the data; check config.data.dataset and config.data.root"
+            f"the checkpoint's {len(classes)} classes are not the data's {len(found)}: class {class_id} is {theirs!r} "
+            f"in the checkpoint and {ours!r} in the data; check config.data.dataset and config.data.root"
         )
     if not skip_unreadable:
         return open_source(config, SPLIT)
@@ -236,7 +272,7 @@ def open_data(config: ConfigDict, classes: ClassTable, skip_unreadable: bool) ->
     return source
 
 
-def default_output(checkpoint: Path, config: ConfigDict) -> Path:
+def _default_output(checkpoint: Path, config: ConfigDict) -> Path:
     """evaluation/CHECKPOINT-MODE, or evaluation/RUN-STEP-MODE, below the working directory."""
     checkpoint = checkpoint.resolve()
     names = [checkpoint.name]
@@ -245,25 +281,20 @@ def default_output(checkpoint: Path, config: ConfigDict) -> Path:
     return Path("evaluation", "-".join([*names, config.inference.mode]))
 
 
-def prediction_writer(evaluation: Evaluation) -> Callable[[str, np.ndarray], None]:
-    """Writes the label map of a sample to OUTPUT/predictions."""
-    data, folder = evaluation.config.data, evaluation.output / "predictions"
-    ids = evaluation.source.file_ids if evaluation.options.submission else None
-    return lambda name, labels: write_labels(folder / f"{result_name(name, data.root)}.png", labels, ids)
+def _prediction_writer(evaluation: Evaluation) -> Callable[[str, np.ndarray], None] | None:
+    """A function that writes the label map of a sample to OUTPUT/predictions; None if none are to be written."""
+    kind, root = evaluation.options.save_predictions, evaluation.config.data.root
+    if kind == "none":
+        return None
+    ids = evaluation.source.file_ids if kind == "submission" else None
+
+    def write(name: str, labels: np.ndarray) -> None:
+        write_labels(evaluation.output / "predictions" / f"{result_name(name, root)}.png", labels, ids)
+
+    return write
 
 
-def describe_inference(inference: ConfigDict) -> str:
-    """How photos were predicted, in words."""
-    if inference.mode == "multi_scale":
-        sides, flip = inference.multi_scale.short_sides, inference.multi_scale.flip
-        return f"multi-scale, shorter sides {', '.join(map(str, sides))}{', each also mirrored' if flip else ''}"
-    if inference.mode == "sliding":
-        (height, width), short_side = inference.sliding.window, inference.sliding.short_side
-        return f"windows of {width}x{height}, shorter side {short_side or 'as it is'}"
-    return f"single-scale, shorter side {inference.short_side}, longer at most {inference.max_long_side}"
-
-
-def say(message: str) -> None:
-    """Print a line, on the first host."""
+def _print(message: str) -> None:
+    """Print a line on the first host."""
     if jax.process_index() == 0:
         print(message, flush=True)

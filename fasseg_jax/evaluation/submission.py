@@ -6,6 +6,7 @@ Evaluation servers take the latter: those of ADE20K are 1 to 150 (0 is "other"),
 from pathlib import PurePath
 
 import numpy as np
+from jaxtyping import Integer
 from PIL import Image
 
 from fasseg_jax.data.labels import label_dtype
@@ -28,13 +29,13 @@ def result_name(sample: str, root: str) -> str:
     return PurePath(*path.parts[2:]).with_suffix("").as_posix()
 
 
-def write_labels(path: Path, labels: np.ndarray, ids: np.ndarray | None = None) -> None:
-    """Write labels, (H, W) class ids, as a PNG of one channel: 8 bits if no id exceeds 255, else 16.
+def write_labels(path: Path, labels: Integer[np.ndarray, "H W"], ids: Integer[np.ndarray, "K"] | None = None) -> None:
+    """Write a label map as a PNG of one channel: 8 bits if no id exceeds 255, else 16.
 
     Args:
       path: the file; its folder is made if absent.
       labels: class ids.
-      ids: (K,) the id to write for each class, such as `Source.file_ids`; by default the class id.
+      ids: the id to write for each class, such as `Source.file_ids`; by default the class id.
     """
     if ids is not None:
         labels = ids.astype(label_dtype(ids.max()))[labels]

@@ -1,4 +1,4 @@
-"""Metrics for people and programs: a table on the terminal, a JSON file, a CSV file."""
+"""Metrics as a table on the terminal, as a JSON file and as a CSV file."""
 
 import csv
 import json
@@ -35,9 +35,10 @@ BAR_WIDTH = 12  # letters
 
 
 def print_table(metrics: SegmentationMetrics, classes: ClassTable, console: Console) -> None:
-    """Print a line for each class, the best first, and below them the metrics of the whole, in percent.
+    """Print a row for each class and the overall metrics below, in percent.
 
-    Classes that the truth lacks, which count in no mean, come before all others and are pale.
+    Rows are sorted by IoU, the best first. Classes that do not occur in the ground truth enter no mean; they come first
+    of all, and are dimmed.
     """
     table = Table(box=SIMPLE_HEAD, header_style="bold")
     table.add_column("id", justify="right", style="dim")
@@ -48,37 +49,38 @@ def print_table(metrics: SegmentationMetrics, classes: ClassTable, console: Cons
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right")
     for class_id in reversed(table_order(metrics)):
-        colour = "rgb({},{},{})".format(*classes.palette[class_id])
-        name = Text.assemble(("■ ", colour), classes.names[class_id])
+        color = "rgb({},{},{})".format(*classes.palette[class_id])
+        name = Text.assemble(("■ ", color), classes.names[class_id])
         cells = [percent(getattr(metrics, field)[class_id]) for field in COLUMNS]
-        bar = [_bar(metrics.iou[class_id], colour)] if wide else []
+        bar = [_bar(metrics.iou[class_id], color)] if wide else []
         table.add_row(str(class_id), name, *bar, *cells, style="" if metrics.truth_share[class_id] > 0 else "dim")
     console.print(table)
-    whole = Table.grid(padding=(0, 3))
+    overall = Table.grid(padding=(0, 3))
     for field, title in MEANS.items():
-        whole.add_row(f" {title}", Text(percent(getattr(metrics, field)), "bold", justify="right"))
+        overall.add_row(f" {title}", Text(percent(getattr(metrics, field)), "bold", justify="right"))
     num_present = int((metrics.truth_share > 0).sum())
-    console.print(whole)
-    console.print(f" [dim]Means are over the {num_present} classes (of {len(classes)}) that the truth holds.[/dim]")
+    console.print(overall)
+    note = f"Means are over the {num_present} classes (of {len(classes)}) that occur in the ground truth."
+    console.print(f" [dim]{note}[/dim]")
 
 
 def table_order(metrics: SegmentationMetrics) -> list[int]:
-    """Class ids, those of the lowest IoU first; classes that the truth lacks last."""
+    """Class ids sorted by IoU, the lowest first; classes that do not occur in the ground truth come last."""
     present = metrics.truth_share > 0
     return np.lexsort((np.nan_to_num(metrics.iou), ~present)).tolist()
 
 
 def write_json(path: str | Path, metrics: SegmentationMetrics, classes: ClassTable, extra: dict[str, Any]) -> None:
-    """Write the metrics as JSON: the entries of `extra`, "metrics" of the whole, and a list "classes" in order of ids.
+    """Write the metrics as JSON: the entries of `extra`, the overall "metrics", and a list "classes" in order of ids.
 
-    Shares are from 0 to 1, null where undefined.
+    Metrics are from 0 to 1, and null where undefined.
 
     Raises:
-      ValueError: `extra` has one of these two names.
+      ValueError: `extra` has an entry "metrics" or "classes".
     """
     reserved = {"metrics", "classes"} & extra.keys()
     if reserved:
-        raise ValueError(f"these names are taken in the file of metrics: {', '.join(sorted(reserved))}")
+        raise ValueError(f"these names are taken in a file of metrics: {', '.join(sorted(reserved))}")
     content = extra | {
         "metrics": {field: _defined(getattr(metrics, field)) for field in MEANS},
         "classes": [
@@ -90,24 +92,24 @@ def write_json(path: str | Path, metrics: SegmentationMetrics, classes: ClassTab
 
 
 def write_csv(path: str | Path, metrics: SegmentationMetrics, classes: ClassTable) -> None:
-    """Write a line for each class as CSV, in order of ids; shares from 0 to 1, empty where undefined."""
+    """Write a row for each class as CSV, in order of ids; metrics are from 0 to 1, and empty where undefined."""
     with Path(path).open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["id", "name", *COLUMNS])
         for class_id, name in enumerate(classes.names):
-            shares = [_defined(getattr(metrics, field)[class_id]) for field in COLUMNS]
-            writer.writerow([class_id, name, *("" if share is None else f"{share:.6g}" for share in shares)])
+            values = [_defined(getattr(metrics, field)[class_id]) for field in COLUMNS]
+            writer.writerow([class_id, name, *("" if value is None else f"{value:.6g}" for value in values)])
 
 
-def percent(share: float) -> str:
-    """A share from 0 to 1 in percent, for people; a dash where undefined."""
-    return "–" if math.isnan(share) else f"{100 * share:.2f}"
+def percent(value: float) -> str:
+    """A metric from 0 to 1 in percent, for people; a dash if undefined."""
+    return "–" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _bar(share: float, colour: str) -> Text:
-    length = 0 if math.isnan(share) else round(BAR_WIDTH * share)
-    return Text.assemble(("━" * length, colour), ("━" * (BAR_WIDTH - length), "bright_black"))
+def _bar(value: float, color: str) -> Text:
+    length = 0 if math.isnan(value) else round(BAR_WIDTH * value)
+    return Text.assemble(("━" * length, color), ("━" * (BAR_WIDTH - length), "bright_black"))
 
 
-def _defined(share: float) -> float | None:
-    return None if math.isnan(share) else float(share)
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

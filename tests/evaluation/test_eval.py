@@ -224,7 +224,7 @@ def test_killed_and_interrupted_runs_go_on(folder, undisturbed, tmp_path, reques
         if number == signal.SIGKILL and before > NUM_IMAGES // 2:  # too little left for many kills
             shutil.rmtree(tmp_path)
             before = 0
-    assert f"Interrupted: {before} of {NUM_IMAGES} images are done. The same command goes on from there." in output
+    assert f"Interrupted: {before} of {NUM_IMAGES} images are done. The same command resumes from there." in output
     with next(tmp_path.glob("progress/host_0.jsonl")).open("a") as file:
         file.write('{"index": 3, "na')  # as a kill in the midst of a line leaves it
     result = evaluate(root, tmp_path, "--save_predictions")
@@ -291,7 +291,7 @@ def test_unreadable_images(folder, undisturbed, tmp_path):
     ((status, _, errors),) = many(arguments(tmp_path, tmp_path / "out"))
     assert status == 2 and errors.count("\n") == 1
     assert any(f"{name}.png" in errors for name in wrong)
-    assert "--skip_unreadable leaves such images out" in errors
+    assert "--skip_unreadable skips such images" in errors
 
     missing = maps[0][0]
     (tmp_path / f"data/annotations/validation/{missing}.png").unlink()

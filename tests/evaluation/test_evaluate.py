@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 
 from fasseg_jax.config import load_config
-from fasseg_jax.data import DataError, Sample
+from fasseg_jax.data import DataError, Sample, open_source
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.data.sources.shapes import ShapesSource
 from fasseg_jax.evaluation.evaluate import ImageResult, evaluate_images, evaluate_source, sum_counts
 from fasseg_jax.evaluation.metrics import Counts
 from fasseg_jax.evaluation.progress import EvaluationProgress, OtherEvaluationError, describe_evaluation
 from fasseg_jax.evaluation.submission import result_name, write_labels
+from tests.helpers.data_cases import write_folder, write_image
 
 NUM_CLASSES = 6
 
@@ -196,9 +197,6 @@ def test_another_evaluation_and_damaged_files_are_refused(tmp_path):
 
 
 def test_versions_tell_files_apart(tmp_path):
-    from fasseg_jax.data import open_source
-    from tests.helpers.data_cases import write_folder, write_image
-
     config = load_config(f"configs/folder.py:{write_folder(tmp_path / 'data')}")
     before = [open_source(config, "training").version(index) for index in range(5)]
     assert len(set(before)) == 5

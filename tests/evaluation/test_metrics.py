@@ -195,8 +195,8 @@ def test_counts_add_up_and_travel_as_a_vector():
 @pytest.mark.parametrize(
     ("truth", "prediction", "message"),
     [
-        ([[0, 3, 255]], [[0, 0, 0]], r"a\.png: the truth holds ids that are no classes: 3; 3 classes"),
-        ([[0, -1, 255]], [[0, 0, 0]], r"a\.png: the truth holds ids that are no classes: -1;"),
+        ([[0, 3, 255]], [[0, 0, 0]], r"a\.png: the ground truth holds ids that are no classes: 3; the 3 classes"),
+        ([[0, -1, 255]], [[0, 0, 0]], r"a\.png: the ground truth holds ids that are no classes: -1;"),
         ([[0, 1, 255]], [[0, 7, 9]], r"a\.png: the prediction holds ids that are no classes: 7;"),
         ([[0, 1, 255]], [[0, 1]], r"a\.png: .* got \(1, 3\) and \(1, 2\)"),
     ],

@@ -129,12 +129,13 @@ def test_report_in_a_browser(tmp_path):
             pixels = counts.confusion[row, column]
             share = f"{100 * pixels / counts.confusion[row].sum():.2f}% ({pixels:,} pixels)"
             names = classes.names[row], classes.names[column]
-            expected = f"{names[0]}, right: {share}" if row == column else f"{names[0]} taken for {names[1]}: {share}"
+            expected = f"{names[0]}, correct: {share}" if row == column else f"{names[0]} taken for {names[1]}: {share}"
             assert seen["cells"][row][column] == expected
     called = lambda labels, x: "ignored" if labels[45, x] == 255 else classes.names[labels[45, x]]
     for image, read in zip([*images[:2], *images[2:]], seen["pictures"], strict=True):
         expected = [
-            f"truth: {called(image.truth, x)} · prediction: {called(image.prediction, x)}" for x in (14, 42, 70, 98)
+            f"ground truth: {called(image.truth, x)} · prediction: {called(image.prediction, x)}"
+            for x in (14, 42, 70, 98)
         ]
         assert read == expected
 
@@ -161,7 +162,7 @@ def test_strange_names_and_undefined_numbers(tmp_path):
     assert seen["found"] == [3]
     assert len(seen["cells"]) == 3  # the class in neither is left out
     assert seen["cells"][1][0] == f"{names[1]} taken for {names[0]}: 35.71% (5 pixels)"
-    assert seen["cells"][0][0] == f"{names[0]}, right: not in the truth"
+    assert seen["cells"][0][0] == f"{names[0]}, correct: not in the ground truth"
     assert "occur in neither (1)" in page and "Worst images" not in page
 
     empty = Counts.zeros(4)
