@@ -4,6 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections import Counter
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -31,7 +32,7 @@ class PhotoList:
     ignored: int
 
 
-def open_photo(path: str | os.PathLike) -> np.ndarray:
+def open_photo(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
     """Open a photo as a viewer shows it: turned by its EXIF orientation, the first frame of an animation.
 
     Transparency and color profiles are dropped. 16-bit gray is scaled to 8 bits by its full range. 32-bit and

@@ -1,1 +1,1 @@
-"""The chapter demo."""
+"""A web page for trying a model: `python -m fasseg_jax.demo`."""

@@ -1,10 +1,10 @@
-"""A web page for trying a model: drop a photo, see its classes.
+"""Serve a web page for trying a model: drop a photo, see its classes.
 
     python -m fasseg_jax.demo --checkpoint CHECKPOINT
 
-serves the page on this machine alone, at http://127.0.0.1:8000 unless --port says otherwise. --host 0.0.0.0 opens it to
-the network, for anyone there: it knows no passwords. The page loads nothing from elsewhere and photos are not kept.
-The standard library's server is all it needs. Exit status: 0 after Ctrl-C; 2 wrong usage.
+The page is at http://127.0.0.1:8000, only on this machine; --port changes the port. --host 0.0.0.0 opens the page to
+everyone on the network, without a password. The page loads nothing from other sites, and the program stores no photos.
+It needs only the standard library's server. Exit status: 0 after Ctrl-C; 2 wrong usage.
 """
 
 import signal
@@ -21,23 +21,23 @@ from fasseg_jax.runtime.devices import choose_device
 def main(argv: list[str]) -> int:
     """Serve until Ctrl-C."""
     logging.set_verbosity(logging.WARNING)
-    values = flags.FLAGS
-    if argv[1:] or not values.checkpoint:
+    options = flags.FLAGS
+    if argv[1:] or not options.checkpoint:
         return print_error("give --checkpoint DIR, the folder of a checkpoint, and no other arguments", status=2)
     try:
-        choose_device(values.device)
+        choose_device(options.device)
         enable_compilation_cache()
-        segmenter = Segmenter.from_checkpoint(values.checkpoint)
+        segmenter = Segmenter.from_checkpoint(options.checkpoint)
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=2)
     try:
-        server = DemoServer(segmenter, values.host, values.port)
+        server = DemoServer(segmenter, options.host, options.port)
     except OSError as error:
-        return print_error(f"cannot listen on {values.host}, port {values.port}: {error.strerror}", status=2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in a shell's background else ignores
-    print(f"Open {server.url} in a browser; Ctrl-C ends.", flush=True)
+        return print_error(f"cannot listen on {options.host}, port {options.port}: {error.strerror}", status=2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes its background programs ignore Ctrl-C
+    print(f"Open {server.url} in a browser; Ctrl-C stops the server.", flush=True)
     if not server.local:
-        print("Anyone who reaches this machine over the network can use the page.", flush=True)
+        print("Everyone who can reach this machine over the network can use the page.", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -48,11 +48,11 @@ def main(argv: list[str]) -> int:
 
 
 def define_flags() -> None:
-    """The command line of `python -m fasseg_jax.demo`."""
+    """Define the command line of `python -m fasseg_jax.demo`."""
     flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 opens the page to the network.")
-    flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for a free one.", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default what JAX chooses.")
+    flags.DEFINE_integer("port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A web page for trying a model: drop a photo, see its classes."""
+"""The server of the web page for trying a model."""
 
 import base64
 import dataclasses
@@ -22,12 +22,12 @@ from fasseg_jax.visualization.legend import class_shares
 __all__ = ["DemoServer", "Limits"]
 
 PAGE = Path(__file__).with_name("demo.html")
-# Only these are tried on uploads: other formats of Pillow start programs (EPS) or are hardly ever exercised.
+# The only formats of uploads: Pillow starts programs for others (EPS), or hardly anyone uses and tests them.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-MAX_DISCARDED = 256 << 20  # bytes of a refused upload that are read, unused, before the connection is closed
+MAX_DISCARDED = 256 << 20  # bytes of a refused upload that the server reads before it closes the connection
 HEADERS = {
     "Cache-Control": "no-store",
-    # The page may load nothing but what it is made of, and speaks to this server alone.
+    # The page may load nothing, and may connect only to this server.
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -37,13 +37,13 @@ HEADERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the server takes, so that nobody exhausts its memory.
+    """What the server accepts, so that nobody can exhaust its memory.
 
     Attributes:
-      megabytes: of an uploaded file.
-      megapixels: of the photo in it.
-      uploads: how many are received or wait at a time; one is segmented at a time.
-      seconds: after which a connection that sends nothing is closed.
+      megabytes: largest size of an uploaded file.
+      megapixels: largest size of the photo in it.
+      uploads: the number of photos that the server receives or holds at once; it segments one at a time.
+      seconds: the server closes a connection that sends nothing for so long.
     """
 
     megabytes: int = 40
@@ -53,7 +53,7 @@ class Limits:
 
 
 class Refusal(Exception):
-    """A request that is answered with an error: its status, and the message shown on the page."""
+    """The answer to a bad request: an HTTP status, and a message that the page shows."""
 
     def __init__(self, status: HTTPStatus, message: str):
         super().__init__(message)
@@ -61,17 +61,31 @@ class Refusal(Exception):
 
 
 class DemoServer(ThreadingHTTPServer):
-    """Serves the page, and answers POST /segment, whose body is a photo's file, with JSON.
+    """Serves the page; answers POST /segment, whose body is the file of a photo, with JSON.
 
-    The answer holds `width`, `height`, `seconds`, `photo` (a JPEG, upright) and `labels` (a PNG whose red and green
-    channels are the class id's low and high byte), both as data URLs, and `classes`: the id, name, colour and share of
-    each class found, the largest first. Where something is wrong it holds `error`, a sentence, and the status tells.
+    The answer holds `width`, `height` and `seconds`; `photo`, a JPEG with the EXIF orientation applied, and `labels`, a
+    PNG with the low byte of the class id in red and the high byte in green, both as data URLs; and `classes`, the id,
+    name, color and share of each class in the photo, largest first. To a bad request it only holds `error`, a sentence.
     """
 
     daemon_threads = True
 
     def __init__(self, segmenter: Segmenter, host: str = "127.0.0.1", port: int = 0, limits: Limits | None = None):
-        """Listen on `port`, a free one if it is 0; raises `OSError` where that is not possible."""
+        """Listen for connections.
+
+        Args:
+          segmenter: the model; it must know its classes.
+          host: the address to listen on.
+          port: 0 takes a free one.
+          limits: by default those of `Limits()`.
+
+        Raises:
+          OSError: the server cannot listen on this address and port.
+          ValueError: the segmenter has no classes.
+        """
+        if segmenter.classes is None:
+            raise ValueError("the page names classes: give the Segmenter its class table")
+        self.classes = segmenter.classes
         self.segmenter = segmenter
         self.limits = limits or Limits()
         self.segmenting = threading.Lock()
@@ -92,10 +106,10 @@ class DemoServer(ThreadingHTTPServer):
             start = time.perf_counter()
             labels = self.segmenter(image).labels
             seconds = time.perf_counter() - start
-        classes = self.segmenter.classes
+        names, palette = self.classes.names, self.classes.palette
         found = [
-            {"id": i, "name": classes.names[i], "colour": classes.palette[i].tolist(), "share": share}
-            for i, share in class_shares(labels, len(classes))
+            {"id": i, "name": names[i], "color": palette[i].tolist(), "share": share}
+            for i, share in class_shares(labels, len(names))
         ]
         encoded = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=-1).astype(np.uint8)
         return {
@@ -115,18 +129,18 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "fasseg_jax"
     sys_version = ""
 
-    received = False  # the body, or as much of it as came
+    received = False  # whether the body was read
 
     def setup(self):
         self.timeout = self.server.limits.seconds
         super().setup()
 
     def do_GET(self):
-        """The page, at / alone: no path of the request names a file."""
+        """Send the page, the only thing to get: no request can name a file."""
         try:
             self._check_host()
             if self.path != "/":
-                raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing at this address; the page is at /.")
+                raise Refusal(HTTPStatus.NOT_FOUND, "Nothing is at this address; the page is at /.")
         except Refusal as refusal:
             self._send_json(refusal.status, {"error": str(refusal)})
             return
@@ -134,13 +148,13 @@ class Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, "text/html; charset=utf-8", page.encode())
 
     def do_POST(self):
-        """A photo to be segmented."""
+        """Segment a photo."""
         try:
             self._check_host()
             if self.path != "/segment":
-                raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing at this address; photos go to /segment.")
+                raise Refusal(HTTPStatus.NOT_FOUND, "Nothing is at this address; send photos to /segment.")
             if not self.server.uploads.acquire(blocking=False):
-                raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Too many photos at a time; try again in a moment.")
+                raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Too many photos at once; try again in a moment.")
             try:
                 status, answer = HTTPStatus.OK, self.server.answer(self._receive())
             finally:
@@ -149,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             status, answer = refusal.status, {"error": str(refusal)}
         except TimeoutError:
             return
-        except Exception as error:  # the page shows what went wrong, and the server goes on
+        except Exception as error:  # the page shows the error, and the server continues
             self.log_error("%s: %s", type(error).__name__, error)
             answer = {"error": f"The photo could not be segmented: {error}"}
             status = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -157,17 +171,17 @@ class Handler(BaseHTTPRequestHandler):
         self._discard()
 
     def log_request(self, code="-", size="-"):
-        """Only errors are logged."""
+        """Log nothing: only errors are logged."""
 
     def _check_host(self) -> None:
-        """Other sites must not reach a local server through the visitor's browser (DNS rebinding, foreign forms)."""
+        """Stop other sites from using a local server through the visitor's browser (DNS rebinding, foreign forms)."""
         origin = self.headers.get("Origin")
         host = self.headers.get("Host", "")
         name = host.rpartition(":")[0].strip("[]") if host.rpartition(":")[2].isdecimal() else host.strip("[]")
         if self.server.local and name != "localhost" and not _is_loopback(name):
-            raise Refusal(HTTPStatus.FORBIDDEN, f"This page is served at {self.server.url} alone.")
+            raise Refusal(HTTPStatus.FORBIDDEN, f"The only address of this page is {self.server.url}.")
         if origin is not None and origin != f"http://{host}":
-            raise Refusal(HTTPStatus.FORBIDDEN, "Requests from other sites are refused.")
+            raise Refusal(HTTPStatus.FORBIDDEN, "This server refuses requests from other sites.")
 
     def _receive(self) -> bytes:
         length = self.headers.get("Content-Length", "")
@@ -176,16 +190,16 @@ class Handler(BaseHTTPRequestHandler):
         if int(length) > self.server.limits.megabytes << 20:
             raise Refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The file has {int(length) / 2**20:.0f} MB; at most {self.server.limits.megabytes} MB are taken.",
+                f"The file has {int(length) / 2**20:.0f} MB; the limit is {self.server.limits.megabytes} MB.",
             )
         self.received = True
         file = self.rfile.read(int(length))
         if len(file) < int(length):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "The upload broke off.")
+            raise Refusal(HTTPStatus.BAD_REQUEST, "The upload was interrupted.")
         return file
 
     def _discard(self) -> None:
-        """Read what a refused client still sends, within reason: it takes in the answer only afterwards."""
+        """Read the rest of a refused upload, up to a limit: a browser reads the answer only when it has sent all."""
         length = self.headers.get("Content-Length", "")
         unread = min(int(length), MAX_DISCARDED) if length.isdecimal() and not self.received else 0
         try:
@@ -206,24 +220,26 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _open_upload(file: bytes, limits: Limits) -> np.ndarray:
-    """The photo in an uploaded file, uint8 RGB; its size is looked at before anything is decompressed."""
+    """The photo in an uploaded file, uint8 RGB. The size is checked before anything is decompressed."""
     try:
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             width, height = image.size
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise anything
         known = ", ".join(FORMATS)
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"This is no photo that can be read ({known}).") from error
+        raise Refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"The file is not a photo in a known format ({known})."
+        ) from error
     if width * height > limits.megapixels * 10**6:
-        message = f"The photo has {width} x {height} pixels; at most {limits.megapixels} million are taken."
+        message = f"The photo has {width} x {height} pixels; the limit is {limits.megapixels} million."
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
     try:
         return open_photo(io.BytesIO(file))
     except PhotoError as error:
-        reason = str(error).partition(": ")[2]  # without the file, which has no name
+        reason = str(error).partition(": ")[2]  # without the name of the file, which has none
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The photo is damaged: {reason}.") from error
 
 
-def _data_url(image: np.ndarray, kind: str, **options) -> str:
+def _data_url(image: np.ndarray, kind: str, **options: int) -> str:
     file = io.BytesIO()
     Image.fromarray(image).save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,10 +1,10 @@
-"""What a configuration's network has and needs: parameters, arithmetic, memory: `python -m fasseg_jax.summary`.
+"""Print parameters, arithmetic and memory of a configuration's network: `python -m fasseg_jax.summary`.
 
     python -m fasseg_jax.summary --config configs/ade20k.py:r50
     python -m fasseg_jax.summary --config configs/ade20k.py:swin_b --size 640x640 --batch 2
 
-No weights are needed or made. What is counted are the multiply-adds of convolutions and matrix products, which is what
-papers call FLOPs. The memory is that of the program compiled for this machine's device.
+It needs no weights. The multiply-adds are those of convolutions and matrix products, which papers call FLOPs. The
+memory is that of the program that XLA compiles for this machine's device.
 """
 
 import sys
@@ -16,10 +16,11 @@ from rich.console import Console
 
 from fasseg_jax.data.preprocessing import SIZE_DIVISOR
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
-from fasseg_jax.summary.summary import print_summary, summarise
+from fasseg_jax.summary.summary import print_summary, summarize
 
 
-def _main(argv: list[str]) -> int:
+def main(_: list[str]) -> int:
+    """Print the summary."""
     logging.set_verbosity(logging.WARNING)
     options = flags.FLAGS
     begin = time.perf_counter()
@@ -27,26 +28,26 @@ def _main(argv: list[str]) -> int:
     try:
         if options.config is None:
             raise ValueError("--config is needed, e.g. configs/ade20k.py:r50")
-        size = parse_size(options.size, SIZE_DIVISOR)
-        summary = summarise(options.config, size, options.batch)
+        height, width = parse_size(options.size, SIZE_DIVISOR)
+        summary = summarize(options.config, (height, width), options.batch)
     except (OSError, ValueError) as error:
         return print_error(error, status=2)
-    name = next((text.partition("=")[2] or "" for text in sys.argv if text.startswith("--config=")), "")
-    print_summary(
-        summary, f"{name} {size[0]} x {size[1]}, {options.config.model.dtype}".strip(), options.batch, console
-    )
-    console.print(f"[dim]examined in {time.perf_counter() - begin:.1f} s[/]")
+    name = next((text.partition("=")[2] for text in sys.argv if text.startswith("--config=")), "")
+    title = f"{name} {height} x {width}, {options.config.model.dtype}".strip()
+    print_summary(summary, title, options.batch, console)
+    console.print(f"[dim]took {time.perf_counter() - begin:.1f} s[/]")
     return 0
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
+    """Define the command line of `python -m fasseg_jax.summary`."""
     config_flags.DEFINE_config_file(
         "config", None, "The model, e.g. configs/ade20k.py:r50; --config.NAME=VALUE overrides."
     )
     flags.DEFINE_string("size", "512x512", "HEIGHTxWIDTH of the images, multiples of 32.")
-    flags.DEFINE_integer("batch", 1, "Images at a time, for the memory.", lower_bound=1)
+    flags.DEFINE_integer("batch", 1, "Images in a batch, for the memory.", lower_bound=1)
 
 
 if __name__ == "__main__":
-    _define_flags()
-    app.run(lambda argv: sys.exit(_main(argv)), flags_parser=parse_flags)
+    define_flags()
+    app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""Counting the arithmetic of a traced function, as papers count it: multiply-adds of convolutions and products."""
+"""Counts the multiply-adds of convolutions and matrix products in a traced function, which papers call FLOPs."""
 
 import math
 from collections import Counter
@@ -11,16 +11,16 @@ __all__ = ["count_multiply_adds"]
 
 
 def count_multiply_adds(jaxpr: core.Jaxpr) -> Counter[str]:
-    """Multiply-adds by place: the names of modules that an operation is in, joined by "/".
+    """Count multiply-adds by scope: the names of the modules around an operation, joined by "/".
 
-    Convolutions, linear layers and matrix products count, as fvcore and the papers count them; norms, activations,
-    softmaxes, resizing and the sampling of deformable attention do not. A loop counts as often as it runs; where a
-    platform has code of its own, that of the others counts.
+    As in fvcore and in papers, convolutions, linear layers and matrix products count; norms, activations, softmaxes,
+    resizing and the sampling of deformable attention do not. An operation in a loop counts once per iteration. Of code
+    that differs between platforms, the default branch counts.
     """
-    counts = Counter()
-    for place, equation, repeats in _equations(jaxpr, "", 1):
-        counts[place] += repeats * _multiply_adds(equation)
-    return +counts
+    counts: Counter[str] = Counter()
+    for scope, equation, repeats in _equations(jaxpr, "", 1):
+        counts[scope] += repeats * _multiply_adds(equation)
+    return +counts  # without zeros
 
 
 def _multiply_adds(equation: Any) -> int:
@@ -36,26 +36,25 @@ def _multiply_adds(equation: Any) -> int:
     return depth * math.prod(equation.outvars[0].aval.shape)
 
 
-def _equations(jaxpr: core.Jaxpr, place: str, repeats: int) -> Iterator[tuple[str, Any, int]]:
-    """All equations with their place and how often they are computed, those of inner functions in place of the call."""
+def _equations(jaxpr: core.Jaxpr, scope: str, repeats: int) -> Iterator[tuple[str, Any, int]]:
+    """All equations with their scope and how often they run. The equations of a called function replace the call."""
     for equation in jaxpr.eqns:
-        here = "/".join(part for part in (place, str(equation.source_info.name_stack)) if part)
+        inner_scope = "/".join(part for part in (scope, str(equation.source_info.name_stack)) if part)
         inner_repeats = repeats * (equation.params["length"] if equation.primitive.name == "scan" else 1)
-        inner = list(_inner(equation))
-        for function in inner:
-            yield from _equations(function, here, inner_repeats)
-        if not inner:
-            yield here, equation, repeats
+        functions = list(_called_functions(equation))
+        for function in functions:
+            yield from _equations(function, inner_scope, inner_repeats)
+        if not functions:
+            yield inner_scope, equation, repeats
 
 
-def _inner(equation: Any) -> Iterator[core.Jaxpr]:
-    """The functions that an equation calls."""
+def _called_functions(equation: Any) -> Iterator[core.Jaxpr]:
     parameters = equation.params
     if equation.primitive.name == "cond":
         platforms = parameters.get("branches_platforms")
-        # Without platforms the branches are alternatives that the data decide; this network has none.
-        chosen = parameters["branches"][platforms.index(None) if platforms else 0]
-        yield chosen.jaxpr
+        # Without platforms, the data select a branch; this network has no such condition.
+        default = parameters["branches"][platforms.index(None) if platforms else 0]
+        yield default.jaxpr
         return
     for value in parameters.values():
         if isinstance(value, core.ClosedJaxpr):

@@ -1,8 +1,8 @@
-"""What a configuration's network has and needs: parameters, arithmetic, memory."""
+"""Parameters, arithmetic and memory of a configuration's network."""
 
 import dataclasses
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import jax
@@ -17,12 +17,14 @@ from rich.table import Table
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.summary.flops import count_multiply_adds
 
-__all__ = ["Part", "Summary", "print_summary", "summarise"]
+__all__ = ["Part", "Summary", "print_summary", "summarize"]
+
+SECTIONS = ("backbone", "pixel_decoder", "decoder")  # of the network, in the order of computation
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of the network: `repeats` modules whose names differ in their number alone, joined ("encoder_#")."""
+    """A part of the network: `repeats` modules whose names differ only in their number, as one ("encoder_#")."""
 
     name: str
     repeats: int = 0
@@ -32,14 +34,16 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The facts of a network for images (B, H, W, 3).
+    """Numbers of a network for images (B, H, W, 3).
 
     Attributes:
-      parts: in the order of the network; `multiply_adds` of one image.
-      constants: number of values that no optimiser changes, such as the statistics of batch norm.
-      published_multiply_adds: of one image, with all layers' masks at full size, as the official program computes them,
-        and as training does here.
-      argument_bytes, temporary_bytes, output_bytes: of the compiled program: weights and images, activations, results.
+      parts: in the order of the network; their `multiply_adds` are those of one image.
+      constants: number of values that no optimizer changes, such as the statistics of batch norm.
+      published_multiply_adds: those of one image if all layers predict masks at full size, as in the official program
+        and in training.
+      argument_bytes: weights and images of the compiled program.
+      temporary_bytes: activations.
+      output_bytes: results.
       outputs: {name: shape}.
     """
 
@@ -60,8 +64,17 @@ class Summary:
         return sum(part.multiply_adds for part in self.parts)
 
 
-def summarise(config: ConfigDict, size: tuple[int, int], batch: int = 1) -> Summary:
-    """Examine the network of `config.model` for images of `size` (H, W), multiples of 32."""
+def summarize(config: ConfigDict, size: tuple[int, int], batch: int = 1) -> Summary:
+    """Examine the network of `config.model`.
+
+    Args:
+      config: the whole configuration.
+      size: (H, W) of the images in pixels, multiples of 32.
+      batch: B, images in a batch; it matters only for the memory.
+
+    Raises:
+      ValueError: a field of `config.model` is not allowed.
+    """
     model = build_model(config.model)
     variables = jax.eval_shape(lambda: initial_variables(model, 0))
     one_image, images = (jax.ShapeDtypeStruct((n, *size, 3), jnp.float32) for n in (1, batch))
@@ -69,6 +82,7 @@ def summarise(config: ConfigDict, size: tuple[int, int], batch: int = 1) -> Summ
     every_layer = jax.make_jaxpr(lambda *arguments: model.apply(*arguments, all_predictions=True))(variables, one_image)
     lowered = jax.jit(model.apply).lower(variables, images) if batch > 1 else traced.lower()
     memory = lowered.compile().memory_analysis()
+    assert memory is not None, "XLA reports the memory of a program on every platform of the project"
     return Summary(
         parts=_parts(variables["params"], count_multiply_adds(traced.jaxpr.jaxpr)),
         constants=sum(leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {}))),
@@ -81,36 +95,56 @@ def summarise(config: ConfigDict, size: tuple[int, int], batch: int = 1) -> Summ
 
 
 def _parts(parameters: dict[str, Any], multiply_adds: Counter[str]) -> list[Part]:
-    modules, sizes, counts = {}, Counter(), Counter()
+    """The parts with parameters and multiply-adds, in the order of computation; those without products come last."""
+    modules: defaultdict[str, set[str]] = defaultdict(set)
+    sizes: Counter[str] = Counter()
     for path, leaf in flatten_dict(parameters, sep="/").items():
         module = "/".join(path.split("/")[:2])
-        modules.setdefault(_joined(module), set()).add(module)
-        sizes[_joined(module)] += leaf.size
-    for place, count in multiply_adds.items():
-        # "FASeg/decoder/decoder._predict/class_embed/...": names of methods and of operations are no identifiers.
-        path = [part for part in place.split("/")[1:] if part.isidentifier()]
-        name = _joined("/".join(path[:2]))
-        counts[name if name in sizes else f"{path[0]}/products of activations"] += count
-    # In the order of computation; what computes no products comes last.
-    sections, computed = ["backbone", "pixel_decoder", "decoder"], list(counts)
-    place = lambda name: computed.index(name) if name in counts else len(counts)
-    names = sorted({**sizes, **counts}, key=lambda name: (sections.index(name.split("/")[0]), place(name)))
+        modules[_without_number(module)].add(module)
+        sizes[_without_number(module)] += leaf.size
+
+    counts: Counter[str] = Counter()
+    for scope, count in multiply_adds.items():
+        # "FASeg/decoder/decoder._predict/class_embed/...": names of methods and of operations are not identifiers.
+        modules_around = [part for part in scope.split("/")[1:] if part.isidentifier()]
+        name = _without_number("/".join(modules_around[:2]))
+        counts[name if name in sizes else f"{modules_around[0]}/products of activations"] += count
+
+    computed = list(counts)
+
+    def order(name: str) -> tuple[int, int]:
+        section = SECTIONS.index(name.split("/")[0])
+        return section, computed.index(name) if name in counts else len(computed)
+
+    names = sorted({**sizes, **counts}, key=order)
     return [Part(name, len(modules.get(name, ())), sizes[name], counts[name]) for name in names]
 
 
-def _joined(module: str) -> str:
-    """A module's name without its number: "backbone/res2_0" -> "backbone/res2_#"."""
+def _without_number(module: str) -> str:
+    """A module's name with # for its number: "backbone/res2_0" -> "backbone/res2_#"."""
     return re.sub(r"(?<=[a-z_])\d+$", "#", module)
 
 
 def print_summary(summary: Summary, title: str, batch: int, console: Console) -> None:
-    """Print the facts as two tables."""
+    """Print two tables: the parts of the network, and its totals.
+
+    Args:
+      summary: of a batch of `batch` images.
+      title: above the first table.
+      batch: B.
+      console: to print to.
+    """
+    console.print(_table_of_parts(summary, title))
+    console.print(_table_of_totals(summary, f"{batch} image{'s' * (batch > 1)}"))
+
+
+def _table_of_parts(summary: Summary, title: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", show_footer=True)
     table.add_column("module", "all")
     table.add_column("modules", justify="right")
     table.add_column("parameters", f"{summary.parameters:,}", justify="right", footer_style="bold")
     table.add_column("share", justify="right")
-    table.add_column("multiply-adds", f"{summary.multiply_adds / 1e9:.2f} G", justify="right", footer_style="bold")
+    table.add_column("multiply-adds", _giga(summary.multiply_adds, 2), justify="right", footer_style="bold")
     table.add_column("share", justify="right")
     previous = None
     for part in summary.parts:
@@ -123,24 +157,33 @@ def print_summary(summary: Summary, title: str, batch: int, console: Console) ->
             str(part.repeats or ""),
             f"{part.parameters:,}" if part.parameters else "",
             _share(part.parameters, summary.parameters),
-            f"{part.multiply_adds / 1e9:.2f} G" if part.multiply_adds else "",
+            _giga(part.multiply_adds, 2) if part.multiply_adds else "",
             _share(part.multiply_adds, summary.multiply_adds),
         )
-    console.print(table)
+    return table
 
-    images, device = f"{batch} image{'s' * (batch > 1)}", jax.devices()[0].device_kind
-    giga, mebibytes = lambda number: f"{number / 1e9:.1f} G", lambda number: f"{number / 2**20:.0f} MiB"
-    facts = Table(box=None, show_header=False, padding=(0, 2))
+
+def _table_of_totals(summary: Summary, images: str) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2))
     if summary.constants:
-        facts.add_row("constants", f"{summary.constants:,}", "values of batch norm beside the parameters")
-    facts.add_row("multiply-adds", giga(summary.multiply_adds), "an image: convolutions and products, as above")
-    published = giga(summary.published_multiply_adds)
-    facts.add_row("as published", published, "an image: all layers' masks at full size, as papers count FLOPs")
-    facts.add_row("activations", mebibytes(summary.temporary_bytes), f"{images}: at most, compiled for {device}")
-    facts.add_row("weights, input", mebibytes(summary.argument_bytes))
+        table.add_row("constants", f"{summary.constants:,}", "values of batch norm that are not trained")
+    table.add_row("multiply-adds", _giga(summary.multiply_adds), "of an image: convolutions and products, as above")
+    published = _giga(summary.published_multiply_adds)
+    table.add_row("as published", published, "of an image, if all layers predict masks at full size, as papers count")
+    device = jax.devices()[0].device_kind
+    table.add_row("activations", _mebibytes(summary.temporary_bytes), f"of {images}, at most, compiled for {device}")
+    table.add_row("weights, input", _mebibytes(summary.argument_bytes))
     for name, shape in summary.outputs.items():
-        facts.add_row(name.replace("_", " "), "", str(shape))
-    console.print(facts)
+        table.add_row(name.replace("_", " "), "", str(shape))
+    return table
+
+
+def _giga(number: int, digits: int = 1) -> str:
+    return f"{number / 1e9:.{digits}f} G"
+
+
+def _mebibytes(number: int) -> str:
+    return f"{number / 2**20:.0f} MiB"
 
 
 def _share(part: int, whole: int) -> str:

@@ -1,1 +1,1 @@
-"""The chapter weights."""
+"""Checkpoints, and weights of other programs."""

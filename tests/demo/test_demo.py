@@ -82,12 +82,12 @@ def test_labels_are_those_of_the_segmenter(segmenter):
     assert len(answer["classes"]) > 1
     for found in answer["classes"]:
         assert found["name"] == CLASSES.names[found["id"]]
-        assert found["colour"] == CLASSES.palette[found["id"]].tolist()
+        assert found["color"] == CLASSES.palette[found["id"]].tolist()
         assert found["share"] == pytest.approx((labels == found["id"]).mean())
 
 
-def test_photos_are_turned_upright_and_many_classes_fit():
-    """A photo on its side, by its EXIF entry; class ids above 255."""
+def test_the_exif_orientation_is_applied_and_many_classes_fit():
+    """A photo that its EXIF entry rotates; class ids above 255."""
 
     class Rows:
         classes = ClassTable(tuple(f"class {i}" for i in range(600)), np.zeros((600, 3), np.uint8))
@@ -96,7 +96,7 @@ def test_photos_are_turned_upright_and_many_classes_fit():
             return Segmentation(np.arange(len(image), dtype=np.uint16)[:, None].repeat(image.shape[1], 1) * 9)
 
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # the viewer rotates it by 90 degrees
     with serve(Rows()) as server:
         status, answer = segment(server, file_of(photo(40, 60), "JPEG", exif=exif))
     assert status == 200 and (answer["width"], answer["height"]) == (40, 60)
@@ -109,18 +109,18 @@ def test_bad_uploads_are_refused_in_words(segmenter):
     eps = io.BytesIO()
     Image.fromarray(photo(20, 20)).save(eps, "EPS")
     cases = [  # file, status, what the error says
-        (b"", 415, "no photo that can be read"),
-        (b"not a photo", 415, "no photo that can be read"),
-        (eps.getvalue(), 415, "no photo that can be read"),  # Pillow would start Ghostscript
+        (b"", 415, "not a photo in a known format"),
+        (b"not a photo", 415, "not a photo in a known format"),
+        (eps.getvalue(), 415, "not a photo in a known format"),  # Pillow would start Ghostscript
         (file_of(noise)[: 700 * 700], 422, "The photo is damaged: "),
-        (file_of(noise), 413, "The file has 1 MB; at most 1 MB are taken."),
-        (file_of(np.zeros((1100, 1000, 3), np.uint8)), 413, "1000 x 1100 pixels; at most 1 million are taken"),
+        (file_of(noise), 413, "The file has 1 MB; the limit is 1 MB."),
+        (file_of(np.zeros((1100, 1000, 3), np.uint8)), 413, "1000 x 1100 pixels; the limit is 1 million"),
     ]
     with serve(segmenter, megabytes=1, megapixels=1) as server:
         for file, status, message in cases:
             assert segment(server, file)[0] == status, message
             assert message in segment(server, file)[1]["error"]
-        assert segment(server, file_of(photo(64, 96)))[0] == 200  # and the server goes on
+        assert segment(server, file_of(photo(64, 96)))[0] == 200  # the server continues
 
 
 def test_no_path_or_foreign_site_gets_anything(segmenter):
@@ -132,7 +132,7 @@ def test_no_path_or_foreign_site_gets_anything(segmenter):
             assert request(server, "GET", path)[0] == 404
         assert request(server, "POST", "/other", b"x")[0] == 404
         assert request(server, "PUT", "/segment", b"x")[0] == 501
-        # Names that lead here by another's DNS, and other sites' scripts.
+        # Foreign names that resolve to this machine, and scripts of other sites.
         port = server.server_port
         file = file_of(photo(64, 96))
         for headers in ({"Host": f"evil.example:{port}"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
@@ -143,15 +143,15 @@ def test_no_path_or_foreign_site_gets_anything(segmenter):
         assert segment(server, file, **same)[0] == 200
 
 
-def test_addresses_of_both_kinds():
+def test_addresses_of_both_kinds(segmenter):
     for host in ("127.0.0.1", "::1"):
-        with DemoServer(None, host) as server:
+        with DemoServer(segmenter, host) as server:
             assert server.local and server.url.endswith(f":{server.server_port}")
             assert server.url.startswith("http://[::1]:" if ":" in host else "http://127.0.0.1:")
 
 
 def test_unfinished_and_too_many_uploads(segmenter):
-    """Bodies without a size, cut short, or that never come; the number at a time is bounded."""
+    """Bodies without a size, cut short, or that never come; and more uploads at once than the limit."""
     head = b"POST /segment HTTP/1.1\r\nHost: localhost\r\n"
     with serve(segmenter, seconds=1.5, uploads=1) as server:
 
@@ -185,14 +185,14 @@ def test_page_in_a_browser(segmenter, tmp_path):
         browser.open(server.url)
         browser.choose_file("#file", tmp_path / "notes.txt")
         browser.wait_for("!document.querySelector('#message').hidden")
-        assert "no photo that can be read" in browser.evaluate(text("#message"))
+        assert "not a photo in a known format" in browser.evaluate(text("#message"))
         browser.choose_file("#file", tmp_path / "photo.png")
         browser.wait_for(f"{idle} && !document.querySelector('#result').hidden")
         assert browser.evaluate("document.querySelector('#message').hidden")
         np.testing.assert_array_equal(browser.evaluate("Array.from(result.labels)"), labels.ravel())
         listed = browser.evaluate("[...document.querySelectorAll('#classes button')].map((b) => Number(b.dataset.id))")
         assert listed == sorted(set(labels.flat), key=lambda i: -(labels == i).sum())
-        # Pointing at the photo names the class there.
+        # The tip names the class under the pointer.
         box = json.loads(browser.evaluate("JSON.stringify(document.querySelector('#stage').getBoundingClientRect())"))
         assert box["width"] / box["height"] == pytest.approx(4 / 3, rel=0.01)
         for y, x in ((40, 50), (150, 200), (260, 399), (299, 30)):
@@ -200,7 +200,7 @@ def test_page_in_a_browser(segmenter, tmp_path):
             browser.wait_for(f"lit === {labels[y, x]}")
             assert browser.evaluate(text("#tip")) == CLASSES.names[labels[y, x]]
         browser.screenshot(tmp_path / "page.png")
-        # The picture to be saved: the colours over the photo, in its size, without the class pointed at before.
+        # The saved image: the colors over the photo, in its size, without highlighting of the previous class.
         browser.point_at(5, 5)
         browser.wait_for("lit === null")
         painted = browser.evaluate("Array.from(paint(result.labels, result.width, result.height).data)")
@@ -217,7 +217,7 @@ def test_page_in_a_browser(segmenter, tmp_path):
 
 
 def test_program(tmp_path):
-    """The command: says where the page is, serves it, ends by Ctrl-C; mistakes end it with one line."""
+    """The command prints the address, serves the page and stops at Ctrl-C; a mistake ends it with one line."""
     save_checkpoint(tmp_path / "model", *tiny_model(), CLASSES)
     command = [sys.executable, "-m", "fasseg_jax.demo", "--device=cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

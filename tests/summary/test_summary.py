@@ -13,7 +13,7 @@ from fasseg_jax.config import load_config
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.command_line import parse_size
 from fasseg_jax.summary.flops import count_multiply_adds
-from fasseg_jax.summary.summary import print_summary, summarise
+from fasseg_jax.summary.summary import print_summary, summarize
 from tests.helpers import ROOT
 from tests.helpers.weight_cases import OFFICIAL
 
@@ -49,10 +49,10 @@ def test_loops_calls_and_platforms():
             return jax.lax.platform_dependent(x, tpu=lambda x: x @ y @ y, default=lambda x: x @ y)
 
     product = 3 * 5 * 5
-    by_place = {}
-    for place, number in count(function, (3, 5), (5, 5)).items():
-        by_place[place.split("/")[0]] = by_place.get(place.split("/")[0], 0) + number
-    assert by_place == {"loop": 4 * product, "choice": product}
+    by_scope = {}
+    for scope, number in count(function, (3, 5), (5, 5)).items():
+        by_scope[scope.split("/")[0]] = by_scope.get(scope.split("/")[0], 0) + number
+    assert by_scope == {"loop": 4 * product, "choice": product}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_loops_calls_and_platforms():
     [("r50", "faseg_r50_ade20k", 72e9), ("swin_t", "faseg_swin_tiny_ade20k", 75e9)],
 )
 def test_published_numbers(variant, official, published):
-    """The paper's table 1 (512 x 512), whose count has the norms besides: 1 to 2% more."""
+    """The paper's table 1 (512 x 512), which also counts the norms: 1 to 2% more."""
     model = build_model(load_config(f"configs/ade20k.py:{variant}").model)
     variables = jax.eval_shape(lambda: initial_variables(model, 0))
     image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
@@ -75,7 +75,7 @@ def test_published_numbers(variant, official, published):
 
 def test_summary_of_a_tiny_model(tiny_config):
     tiny_config.model.pixel_decoder.num_layers = 2
-    summary = summarise(tiny_config, (64, 96), batch=2)
+    summary = summarize(tiny_config, (64, 96), batch=2)
     model = build_model(tiny_config.model)
     variables = jax.eval_shape(lambda: initial_variables(model, 0))
     assert summary.parameters == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -113,7 +113,7 @@ def test_sizes():
             parse_size(wrong, 32)
 
 
-def test_command_line_tells_mistakes_in_a_line():
+def test_command_line_reports_a_mistake_in_one_line():
     for arguments, message in (
         ((), "--config is needed"),
         (("--config=configs/ade20k.py:r50", "--size=500x500"), "multiples of 32"),

@@ -1,1 +1,1 @@
-"""The chapter names."""
+"""Tables of names: PyTorch parameter -> Flax variable, one file for each program."""
