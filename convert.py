@@ -21,8 +21,8 @@ cannot be converted; 2 for wrong usage.
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from fasseg_jax.config import config_flags
 from fasseg_jax.runtime.command_line import parse_flags
 from fasseg_jax.weights.convert import convert
 

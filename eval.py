@@ -18,8 +18,8 @@ usage, checkpoint or data; 75 interrupted, and the same command resumes.
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from fasseg_jax.config import config_flags
 from fasseg_jax.data import DataError
 from fasseg_jax.evaluation.run import EvaluationOptions, prepare_evaluation, run_evaluation
 from fasseg_jax.runtime.command_line import parse_flags, print_error

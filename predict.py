@@ -25,8 +25,8 @@ wrong usage; 75 a video was interrupted (the film goes as far as that).
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from fasseg_jax.config import config_flags
 from fasseg_jax.inference.predict import PredictionOptions, find_photos, load_segmenter, segment_film, segment_photos
 from fasseg_jax.inference.video import CAMERA, VideoError, is_video
 from fasseg_jax.runtime.command_line import parse_flags, print_error

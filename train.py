@@ -14,8 +14,8 @@ Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupte
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from fasseg_jax.config import config_flags
 from fasseg_jax.data import data_classes
 from fasseg_jax.data.check import check_data, print_reports
 from fasseg_jax.runtime.command_line import parse_flags, print_error

@@ -1,4 +1,10 @@
-"""ADE20K, 150 classes: the published recipe (160k iterations of batch 16).
+r"""ADE20K, 150 classes: the published recipe, 160k steps of batch 16.
+
+    python train.py --config configs/ade20k.py:r50 --workdir runs/r50 \
+        --config.data.root=ADEChallengeData2016 --config.train.init=BACKBONE
+
+BACKBONE is a checkpoint that convert.py makes of an ImageNet backbone. Released weights of whole models need only
+conversion:
 
     python convert.py --config configs/ade20k.py:r50 --weights ade_faseg_r50.pth --output DIR
 
@@ -45,8 +51,8 @@ def get_config(variant: str = "r50") -> ConfigDict:
         config.inference.short_side = 640
         config.inference.max_long_side = 2560
     if name == "swin_b":
-        # The released Swin-L configuration sets no list of its own and so inherits the base's; which of the two gave
-        # its published 57.7 is unknown.
+        # The released Swin-L configuration sets no sizes and so inherits those of the base. It is unknown which of the
+        # two gave its published 57.7.
         config.inference.multi_scale.short_sides = (320, 480, 640, 800, 960, 1120)
         config.inference.multi_scale.max_long_side = 4480
     return config

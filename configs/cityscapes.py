@@ -1,4 +1,10 @@
-"""Cityscapes, 19 classes: the published recipe (90k iterations of batch 16).
+r"""Cityscapes, 19 classes: the published recipe, 90k steps of batch 16.
+
+    python train.py --config configs/cityscapes.py:r50 --workdir runs/r50 \
+        --config.data.root=FOLDER --config.train.init=BACKBONE
+
+FOLDER holds leftImg8bit/ and gtFine/. BACKBONE is a checkpoint that convert.py makes of an ImageNet backbone. Released
+weights of whole models need only conversion:
 
     python convert.py --config configs/cityscapes.py:r50 --weights cityscapes_faseg_r50.pth --output DIR
 

@@ -1,28 +1,27 @@
-"""One's own data: the recipe for ADE20K on a folder of photos and label maps.
+"""Your own data: the recipe for ADE20K on a folder of photos and label maps.
 
     python train.py --config configs/folder.py:DIR --check      # look for mistakes in the data
     python train.py --config configs/folder.py:DIR --workdir WORKDIR
 
 DIR holds
 
-    images/training/NAME.jpg         images/validation/...         photos, of any format that Pillow reads
+    images/training/NAME.jpg         images/validation/...         photos, in any format that Pillow reads
     annotations/training/NAME.png    annotations/validation/...    class ids in one channel, 8 or 16 bits or a palette
     classes.txt                      a line "id name R G B" for each class, ids from 0; or classes.csv
 
-Ignored pixels are 255 (`--config.data.ignore_label`). Where label files hold 0 for "nothing" and the classes begin at
-1, add `--config.data.reduce_zero_label=True`.
+Ignored pixels are 255 (`--config.data.ignore_label`). If label files hold 0 for "nothing" and the classes begin at 1,
+add `--config.data.reduce_zero_label=True`.
 """
-
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import base_config
 from fasseg_jax.data.sources.folder import folder_classes
+from fasseg_jax.runtime.files import Path
 
 
 def get_config(folder: str = "") -> ConfigDict:
-    """`folder`: where the data are, or the folder into which `python -m fasseg_jax.data.tfds` has prepared them."""
+    """`folder`: the folder of the data, or the one that `python -m fasseg_jax.data.tfds` made of them."""
     if not folder:
         raise ValueError("name the folder of the data: configs/folder.py:DIR")
     config = base_config()

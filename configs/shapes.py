@@ -1,6 +1,8 @@
-"""A tiny FASeg on generated pictures: the whole of training in minutes on two CPU cores, without any files.
+"""A tiny FASeg on generated images: all of training in minutes, without any files.
 
-python train.py --config configs/shapes.py --workdir runs/shapes
+    python train.py --config configs/shapes.py --workdir runs/shapes
+
+takes about five minutes on two CPU cores. The model has every part of FASeg, but few channels, blocks and queries.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,13 @@
 """Configurations: every published variant, and clear refusals."""
 
-import pytest
+import sys
 
-from fasseg_jax.config import load_config
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from fasseg_jax.config import base_config, changed_fields, flat_fields, load_config, loading, rename_old
+from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.models.fasseg import build_model
 
 ADE20K = ["r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"]
@@ -45,3 +50,74 @@ def test_refusals():
         load_config("configs/ade20k.py:r52")
     with pytest.raises(FileNotFoundError, match="ade21k.py"):
         load_config("configs/ade21k.py:r50")
+
+
+# Old names
+
+OLD = {"model.width": "model.hidden_dim", "data.source=pictures": "data.source=folder"}
+RECIPE = """
+from fasseg_jax.config import base_config
+
+def get_config(width="64"):
+    config = base_config()
+    config.model.width = int(width)
+    config.data.source = "pictures"
+    return config
+"""
+
+
+@pytest.fixture
+def old_names(monkeypatch):
+    monkeypatch.setattr(loading, "RENAMED", OLD)
+
+
+def test_old_recipes_load(old_names, tmp_path, capsys):
+    (tmp_path / "old.py").write_text(RECIPE)
+    config = load_config(f"{tmp_path}/old.py:96")
+    assert config.model.hidden_dim == 96 and "width" not in config.model
+    assert config.data.source == "folder"
+    assert capsys.readouterr().err.splitlines() == [
+        "config.model.width is now called config.model.hidden_dim",
+        "config.data.source=pictures is now called config.data.source=folder",
+    ]
+    rename_old(config)
+    rename_old(base_config())
+    assert not capsys.readouterr().err
+
+
+def test_old_names_on_the_command_line(old_names, monkeypatch, capsys):
+    arguments = ["--config=configs/shapes.py", "--config.model.width=32", "--config.data.source=pictures"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    values = flags.FlagValues()
+    config = DEFINE_config_file("config", None, "The recipe.", values)
+    values(sys.argv)
+    assert config.value.model.hidden_dim == 32 and config.value.data.source == "folder"
+    assert capsys.readouterr().err.splitlines() == [
+        "--config.model.width is now called --config.model.hidden_dim",
+        "config.data.source=pictures is now called config.data.source=folder",
+    ]
+
+
+@pytest.mark.parametrize("new", loading.RENAMED.values())
+def test_new_names_exist(new):
+    field, _, _ = new.partition("=")
+    assert field in flat_fields(base_config())
+
+
+# Comparing
+
+
+def test_changed_fields():
+    before, after = base_config(), base_config()
+    after.train.steps, after.data.num_threads, after.inference.sliding.window = 9, 1, [32, 32]
+    assert changed_fields(before, after) == [
+        "config.inference.sliding.window was (), is (32, 32)",
+        "config.train.steps was 160000, is 9",
+    ]
+    after.model.hidden_dim = 8
+    with pytest.raises(ValueError, match="of another network: config.model.hidden_dim was 256, is 8. Use another"):
+        changed_fields(before, after)
+
+
+def test_lists_and_tuples_are_the_same():
+    assert flat_fields(ConfigDict({"a": {"b": [1, 2]}, "c": "d"})) == {"a.b": (1, 2), "c": "d"}

@@ -43,7 +43,7 @@ def reference():
 @pytest.mark.parametrize("function", [base_config, resnet, swin])
 def test_every_field_has_a_comment(reference, function):
     silent = [field.name for field in reference.fields_of(function) if not field.comment and not field.is_group]
-    assert not silent, f"write a comment in fasseg_jax/config.py beside {', '.join(silent)}"
+    assert not silent, f"write a comment in fasseg_jax/config/base.py beside {', '.join(silent)}"
 
 
 def test_reference_has_all_fields_and_their_defaults(reference):

@@ -12,7 +12,7 @@ from tests.helpers import ROOT
 MAY_IMPORT = {
     "runtime": set(),
     "config": {"runtime"},
-    "data": {"runtime"},
+    "data": {"runtime", "config"},
     "ops": {"runtime"},
     "models": {"ops"},
     "losses": {"models", "ops"},

@@ -1,10 +1,10 @@
-"""The configuration reference, made from `fasseg_jax/config.py` and the files in `configs/`.
+"""The configuration reference, made from `fasseg_jax/config/base.py` and the recipes in `configs/`.
 
-Every field of `base_config()` has its comment in the source, above its line or at the end of it: this hook collects
-names, comments and default values, so that the reference cannot say anything else than the code. In a page,
+Every field of `base_config()` has a comment in the source, above its line or at the end of it. This hook collects
+names, comments and default values, so that the reference always says what the code does. In a page,
 
     <!-- fields: model -->      becomes the table of `config.model`
-    <!-- recipes -->            becomes what each file in configs/ says of itself and changes
+    <!-- recipes -->            becomes what each file in configs/ says about itself, and what it changes
 """
 
 import ast
@@ -18,16 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-import fasseg_jax.config
+from fasseg_jax.config import base, flat_fields
 
 __all__ = ["Field", "fields_of", "on_page_markdown", "recipe_section", "recipes"]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SOURCE = Path(fasseg_jax.config.__file__)
-BACKBONES = {"resnet": "ResNet", "swin": "Swin"}  # functions of config.py that return config.model.backbone
+SOURCE = Path(base.__file__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Field:
     Attributes:
       name: dotted, without "config.".
       comment: from the source, on one line; empty if there is none.
-      default: the value, or None of a group.
+      default: the value; for a group, a dictionary.
     """
 
     name: str
@@ -50,33 +48,38 @@ class Field:
 
 
 def fields_of(function: Callable[..., ConfigDict], prefix: str = "") -> list[Field]:
-    """All fields and groups that a function of `fasseg_jax/config.py` makes, in the order of the source.
+    """List all fields and groups that a function of `fasseg_jax/config/base.py` makes, in the order of the source.
 
     Args:
-      function: `base_config`, `resnet` or `swin`; of the latter two the smallest variant gives the defaults.
+      function: `base_config`, `resnet` or `swin`. The smallest ResNet and Swin give the defaults.
       prefix: of the names, e.g. "model.backbone.".
 
     Raises:
-      ValueError: a field is made in a way that is not understood here.
+      ValueError: the function makes a field outside of a dictionary, where its comment is not found.
     """
     arguments = {"resnet": (50,), "swin": ("t",)}.get(function.__name__, ())
-    values = function(*arguments).to_dict()
+    config = function(*arguments)
     comments = _comments(SOURCE.read_text("utf-8"))
     tree = ast.parse(inspect.getsource(function)).body[0]
     first_line = inspect.getsourcelines(function)[1] - 1
     fields = [
-        Field(prefix + name, _comment_of(comments, key + first_line, value + first_line), _value(values, name))
+        Field(
+            prefix + name, _comment_of(comments, key + first_line, value + first_line), _value(config.to_dict(), name)
+        )
         for name, key, value in _entries(tree)
     ]
     found = {field.name.removeprefix(prefix) for field in fields}
-    missed = {name for name in _leaves(values) if not any(name == key or name.startswith(f"{key}.") for key in found)}
+    missed = {name for name in flat_fields(config) if not any(f"{name}.".startswith(f"{key}.") for key in found)}
     if missed:
         raise ValueError(f"{SOURCE.name}: write these fields of {function.__name__}() in a dictionary: {missed}")
     return fields
 
 
 def _entries(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, int]]:
-    """Dotted name, first line of the key and last line (of a group: first) of the value, of each dictionary entry."""
+    """Yield the dotted name of each dictionary entry, the line of its key, and the last line of its value.
+
+    A group that spans several lines has the line of its key twice.
+    """
     for child in ast.walk(node) if isinstance(node, ast.FunctionDef) else ():
         if isinstance(child, ast.Assign) and isinstance(child.targets[0], ast.Attribute):
             if isinstance(child.value, ast.Call) and child.value.args:  # config.data = ConfigDict({...})
@@ -87,13 +90,13 @@ def _entries(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, int]]:
     if isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
             name = f"{prefix}{key.value}"
-            spread = isinstance(value, ast.Dict) and value.end_lineno > key.lineno
-            yield name, key.lineno, key.lineno if spread else value.end_lineno
+            is_spread = isinstance(value, ast.Dict) and value.end_lineno > key.lineno
+            yield name, key.lineno, key.lineno if is_spread else value.end_lineno
             yield from _entries(value, f"{name}.")
 
 
 def _comments(source: str) -> dict[int, tuple[str, bool]]:
-    """The comments by line, each with whether it stands alone on it."""
+    """The comments by line, each with whether it has the line to itself."""
     lines = source.splitlines()
     return {
         token.start[0]: (token.string.lstrip("# "), lines[token.start[0] - 1].lstrip().startswith("#"))
@@ -103,14 +106,14 @@ def _comments(source: str) -> dict[int, tuple[str, bool]]:
 
 
 def _comment_of(comments: dict[int, tuple[str, bool]], first: int, last: int) -> str:
-    """The lines of comment above line `first`, and that at the end of line `last`."""
+    """Join the lines of comment above line `first` and the comment at the end of line `last`."""
     above = []
     line = first - 1
     while comments.get(line, ("", False))[1]:
         above.insert(0, comments[line][0])
         line -= 1
-    text, alone = comments.get(last, ("", True))
-    return " ".join(above + ([] if alone else [text]))
+    text, has_line_to_itself = comments.get(last, ("", True))
+    return " ".join(above + ([] if has_line_to_itself else [text]))
 
 
 def _value(values: dict, name: str) -> Any:
@@ -119,30 +122,26 @@ def _value(values: dict, name: str) -> Any:
     return values
 
 
-def _leaves(values: dict) -> dict[str, Any]:
-    return flatten_dict(values, sep=".")
-
-
 def recipes() -> dict[str, tuple[str, dict[str, dict[str, Any]]]]:
-    """Of each file in configs/: its docstring, and by variant the fields that differ from the base, with values."""
-    base = _leaves(fasseg_jax.config.base_config().to_dict())
+    """For each file in configs/: its docstring, and by variant the fields that differ from the base, with values."""
+    defaults = flat_fields(base.base_config())
     found = {}
     for file in sorted(CONFIGS.glob("*.py")):
         spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         variants = {}
-        if file.stem != "folder":  # its class count is that of the folder it is given
+        if file.stem != "folder":  # its number of classes is that of the folder that the user gives
             for variant in getattr(module, "BACKBONES", {"": None}):
-                fields = _leaves(module.get_config(*filter(None, [variant])).to_dict())
-                variants[variant] = {name: value for name, value in fields.items() if base.get(name) != value}
+                fields = flat_fields(module.get_config(*filter(None, [variant])))
+                variants[variant] = {name: value for name, value in fields.items() if defaults.get(name) != value}
         found[file.name] = inspect.cleandoc(module.__doc__), variants
     return found
 
 
 def recipe_section(name: str, description: str, variants: dict[str, dict[str, Any]]) -> str:
-    """Markdown on one recipe."""
-    parts = [f"### `configs/{name}`", re.sub(r"(?m)^(python \S+ --)", r"    \1", description)]
+    """Return Markdown about one recipe."""
+    parts = [f"### `configs/{name}`", description]
     for variant, changes in variants.items():
         title = f"`{variant}`" if variant else "This recipe"
         if not changes:
@@ -168,7 +167,7 @@ def _table(fields: list[Field]) -> str:
     for field in fields:
         comment = (field.comment[:1].upper() + field.comment[1:]).removesuffix(":")
         if field.comment == group_comments.get(field.name.rpartition(".")[0]):
-            comment = ""  # a group on one line, whose row says it
+            comment = ""  # a group on one line: the comment is in the group's row
         comment = comment.replace("|", "\\|").replace("<", "&lt;")
         default = "" if field.is_group else _code(field.default)
         rows.append(f'| <a id="{field.name}"></a>`{field.name}` | {default} | {comment} |')
@@ -179,8 +178,8 @@ def _section(name: str) -> str:
     """The tables of one section of the configuration."""
     if name.startswith("backbone "):
         kind = name.split()[1]
-        return _table(fields_of(getattr(fasseg_jax.config, kind), "model.backbone."))
-    fields = [field for field in fields_of(fasseg_jax.config.base_config) if field.name.split(".")[0] == name]
+        return _table(fields_of(getattr(base, kind), "model.backbone."))
+    fields = [field for field in fields_of(base.base_config) if field.name.split(".")[0] == name]
     if not fields:
         raise ValueError(f"docs: there is no config.{name}")
     introduction = fields[0].comment
@@ -188,7 +187,7 @@ def _section(name: str) -> str:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Hook of MkDocs: put the tables in place of their marks."""
+    """Replace the marks in a page by their tables. MkDocs calls this hook for every page."""
     markdown = re.sub(r"<!-- fields: (.+?) -->", lambda match: _section(match[1]), markdown)
     return markdown.replace(
         "<!-- recipes -->", "\n\n".join(recipe_section(name, *recipe) for name, recipe in recipes().items())

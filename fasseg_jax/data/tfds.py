@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from fasseg_jax.config import config_flags
 from fasseg_jax.data.classes import DataError, write_classes
 from fasseg_jax.data.labels import decode_sample, encode_labels, label_dtype
 from fasseg_jax.data.samples import SPLITS

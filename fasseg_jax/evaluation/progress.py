@@ -144,10 +144,11 @@ def _differences(saved: dict[str, Any] | None, current: dict[str, Any]) -> list[
     """The differences between two evaluations, in words; `saved` is None if there was none."""
     if saved is None:
         return []
+    current = json.loads(json.dumps(current))  # lists for tuples, as in the file
     words = []
     for name in sorted(saved.keys() | current.keys()):
         before, now = saved.get(name), current.get(name)
-        if before != json.loads(json.dumps(now)):
+        if before != now:
             words.append(f"{name} differ" if name in ("weights", "class names") else f"{name} was {before}, is {now}")
     return words
 

@@ -11,9 +11,9 @@ import sys
 import time
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 from rich.console import Console
 
+from fasseg_jax.config import config_flags, rename_old
 from fasseg_jax.data.preprocessing import SIZE_DIVISOR
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.summary.summary import print_summary, summarize
@@ -28,6 +28,7 @@ def main(_: list[str]) -> int:
     try:
         if options.config is None:
             raise ValueError("--config is needed, e.g. configs/ade20k.py:r50")
+        rename_old(options.config)
         height, width = parse_size(options.size, SIZE_DIVISOR)
         summary = summarize(options.config, (height, width), options.batch)
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import base_config
+from fasseg_jax.config import base_config, rename_old
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.runtime.files import Path
 
@@ -202,7 +202,7 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
         if metadata["format"] == FORMAT:
             classes = metadata["classes"]
             return CheckpointMetadata(
-                config=ConfigDict(_with_defaults(_tuples(metadata["config"]), base_config().to_dict())),
+                config=_complete_config(metadata["config"]),
                 classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
                 contents=metadata["contents"],
             )
@@ -230,6 +230,13 @@ def _restore(directory: epath.Path) -> dict[str, Any]:
     tree = handler.metadata(directory).tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def _complete_config(saved: dict[str, Any]) -> ConfigDict:
+    """The configuration as JSON held it: lists become tuples, old names new ones, and missing fields take defaults."""
+    config = ConfigDict(_tuples(saved))
+    rename_old(config)
+    return ConfigDict(_with_defaults(config.to_dict(), base_config().to_dict()))
 
 
 def _tuples(value: Any) -> Any:

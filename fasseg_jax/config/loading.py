@@ -1,0 +1,124 @@
+"""Loading a configuration, giving old names their new ones, and comparing two configurations."""
+
+import importlib.util
+import sys
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from fasseg_jax.runtime.files import Path
+
+__all__ = ["RENAMED", "changed_fields", "flat_fields", "load_config", "rename_old", "renamed_argument"]
+
+# Names that older recipes, commands and checkpoints hold -> today's. "GROUP.FIELD" renames a field, and
+# "GROUP.FIELD=VALUE" a value.
+RENAMED: dict[str, str] = {}
+
+# Fields that do not influence what is learned.
+IMMATERIAL = (
+    "data.num_threads",
+    "data.prefetch",
+    "data.root",
+    "model.deformable_attention",
+    "model.remat",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.evaluate_every",
+    "train.evaluation_stride",
+    "train.shard_parameters",
+    "train.init",
+)
+# Fields that decide which parameters a model has; only the model's dtype is none of them.
+ARCHITECTURE = "model."
+
+
+def load_config(path: str) -> ConfigDict:
+    """Evaluate a recipe.
+
+    Args:
+      path: "FILE.py:VARIANT" or "FILE.py", for example "configs/ade20k.py:r50". A relative path is looked for in the
+        working directory, and then beside the package (in a clone of the repository).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is no recipe, or knows no such variant.
+    """
+    name, _, variant = str(path).partition(":")
+    candidates = [Path(name), Path(__file__).parents[2] / name]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"configuration {name!r}: looked for {' and '.join(map(str, candidates))}")
+    spec = importlib.util.spec_from_file_location(f"fasseg_jax_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"configuration {name!r}: a recipe is a Python file, whose name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant) if variant else module.get_config()
+    rename_old(config)
+    return config
+
+
+def rename_old(config: ConfigDict) -> None:
+    """Replace the old names in a configuration by the new ones, in place, and print a line for each."""
+    for old, new in RENAMED.items():
+        field, _, value = old.partition("=")
+        new_field, _, new_value = new.partition("=")
+        fields = flat_fields(config)
+        if field not in fields or (value and fields[field] != value):
+            continue
+        print(f"config.{old} is now called config.{new}", file=sys.stderr)
+        with config.unlocked():
+            _delete(config, field)
+            config.update_from_flattened_dict({new_field: new_value or fields[field]})
+
+
+def renamed_argument(argument: str, flag: str) -> str:
+    """Replace the old name of a field in a command line's argument, --FLAG.FIELD=VALUE, and print a line if it has one.
+
+    `rename_old` does the same for old values, once they are in the configuration.
+    """
+    name, equals, value = argument.partition("=")
+    new = RENAMED.get(name.removeprefix(f"--{flag}."))
+    if new is None or not name.startswith(f"--{flag}."):
+        return argument
+    print(f"{name} is now called --{flag}.{new}", file=sys.stderr)
+    return f"--{flag}.{new}{equals}{value}"
+
+
+def _delete(config: ConfigDict, field: str) -> None:
+    *groups, name = field.split(".")
+    for group in groups:
+        config = config[group]
+    del config[name]
+
+
+def changed_fields(saved: ConfigDict, current: ConfigDict) -> list[str]:
+    """List the fields that matter and differ, one line each.
+
+    Args:
+      saved: the configuration of the run's checkpoints.
+      current: the configuration with which the run goes on.
+
+    Raises:
+      ValueError: the network's architecture changed, so that the run's checkpoints do not fit.
+    """
+    before, after = flat_fields(saved), flat_fields(current)
+    changed = {
+        name: f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if name not in IMMATERIAL and before.get(name) != after.get(name)
+    }
+    architecture = [line for name, line in changed.items() if name.startswith(ARCHITECTURE) and name != "model.dtype"]
+    if architecture:
+        raise ValueError(
+            f"this run's checkpoints are of another network: {'; '.join(architecture)}. Use another --workdir"
+        )
+    return list(changed.values())
+
+
+def flat_fields(config: ConfigDict) -> dict[str, Any]:
+    """Values by dotted name. Lists become tuples, since overrides may hold either."""
+    fields = flatten_dict(config.to_dict(), sep=".")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
