@@ -1,70 +1,33 @@
-"""Write a model as one file that needs no code of this package."""
+"""Writes a model as one file that needs no code of this package."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, UInt, UInt8
+from ml_collections import ConfigDict
 
 from fasseg_jax.data.labels import label_dtype
 from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalize
 from fasseg_jax.export.load_exported import FORMAT
-from fasseg_jax.models.fasseg import FASeg, build_model
+from fasseg_jax.inference.views import ceil_div
+from fasseg_jax.models.fasseg import FASeg, Predictions, build_model
 from fasseg_jax.ops.resize import resize_bilinear, taps
 from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.weights.checkpoint import Checkpoint
 
-__all__ = ["export_model", "labels_function"]
+__all__ = ["PLATFORMS", "export_model", "labels_function"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-BLOCK_ROWS = 32  # of the photo, whose scores are in memory at a time
+BLOCK_ROWS = 32  # rows of the photo whose scores are in memory at once
+MASK_STRIDE = 4  # of the mask logits, in pixels of the network's input
 
-
-def labels_function(model: FASeg, size: tuple[int, int]) -> Callable[[dict[str, jax.Array], jax.Array], jax.Array]:
-    """The pure function from weights and a photo to labels.
-
-    Args:
-      model: the network.
-      size: (H, W) of the photo, which is its test size; any.
-
-    Returns:
-      (weights {path: array}, photo uint8 (H, W, 3)) -> labels (H, W), uint8, or uint16 for more than 255 classes. They
-      are those of `Segmenter` for a photo that it need not resize.
-    """
-    bottom, right = (-side % SIZE_DIVISOR for side in size)
-
-    def labels(weights: dict[str, jax.Array], photo: jax.Array) -> jax.Array:
-        image = jnp.pad(normalize(photo), ((0, bottom), (0, right), (0, 0)))
-        predictions = model.apply(unflatten_dict(weights, sep="/"), image[None])
-        class_probabilities = jax.nn.softmax(predictions.class_logits[0])[:, :-1]
-        return _labels(class_probabilities, predictions.mask_logits[0].transpose(1, 2, 0), size)
-
-    return labels
-
-
-def _labels(class_probabilities: jax.Array, mask_logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Labels (H, W) from (Q, K) and the masks at stride 4 (H'/4, W'/4, Q) of the padded photo (SPEC section 6)."""
-    (height, width), num_classes = size, class_probabilities.shape[1]
-    low, high, weight = taps(mask_logits.shape[0], mask_logits.shape[0] * 4)
-    blocks = -(-height // BLOCK_ROWS)
-    rows = np.minimum(np.arange(blocks * BLOCK_ROWS), height - 1).reshape(blocks, BLOCK_ROWS)
-    class_ids = jnp.arange(num_classes, dtype=jnp.int32)
-
-    def label_rows(rows):
-        low, high, weight = rows  # (R,) each
-        weight = weight[:, None, None]
-        masks = mask_logits[low] * (1 - weight) + mask_logits[high] * weight  # (R, W'/4, Q)
-        masks = resize_bilinear(masks[None], (BLOCK_ROWS, mask_logits.shape[1] * 4))[0, :, :width]  # (R, W, Q)
-        scores = jnp.einsum("rwq,qk->rwk", jax.nn.sigmoid(masks), class_probabilities, precision="highest")
-        best = scores.max(axis=-1, keepdims=True)
-        return jnp.where(scores == best, class_ids, num_classes).min(axis=-1)  # the first of equals, (R, W)
-
-    labels = jax.lax.map(label_rows, (low[rows], high[rows], weight[rows].astype(np.float32)))  # (blocks, R, W)
-    labels = labels.reshape(-1, width)[:height]
-    return labels.astype(label_dtype(num_classes))
+LabelsFunction = Callable[[dict[str, Array], UInt8[Array, "H W 3"]], UInt[Array, "H W"]]
 
 
 def export_model(
@@ -78,46 +41,33 @@ def export_model(
     """Write a model for `load_exported.load`.
 
     Args:
-      checkpoint: of a whole model.
-      sizes: (H, W) of the photos, a function for each.
-      output: a file ending in .npz.
-      separate_weights: write the weights beside it, as NAME.weights.npz, which other exports of the model can share.
-      platforms: of jax.export: "cpu", "cuda", "rocm", "tpu".
-      overwrite: replace files that are there.
+      checkpoint: holds a whole model.
+      sizes: (H, W) of the photos in pixels; the file gets one function for each.
+      output: a file whose name ends in .npz.
+      separate_weights: write the weights to NAME.weights.npz beside it, which other exports of the model can share.
+      platforms: names of jax.export: "cpu", "cuda", "rocm", "tpu".
+      overwrite: replace existing files.
 
     Returns:
       The files.
 
     Raises:
-      FileExistsError: a file is there and not to be replaced.
-      ValueError: no whole model, no such size, or another ending.
+      FileExistsError: a file exists and must not be replaced.
+      ValueError: the checkpoint holds only a backbone, a size is not positive, or the output has another ending.
     """
     output = Path(output)
     weights_file = output.with_suffix(".weights.npz")
-    if output.suffix != ".npz":
-        raise ValueError(f"{output}: the file is a NumPy archive; let its name end in .npz")
+    files = [output, weights_file] if separate_weights else [output]
     checkpoint.require_whole_model()
-    if not sizes or any(side < 1 for size in sizes for side in size):
-        raise ValueError(f"sizes must be (height, width) of at least a pixel, not {list(sizes)}")
-    for file in (output, weights_file) if separate_weights else (output,):
-        if file.exists() and not overwrite:
-            raise FileExistsError(f"{file}: exists; name another file or pass --overwrite")
+    _check_request(sizes, files, overwrite)
 
-    config = checkpoint.config.model.copy_and_resolve_references()
-    if config.deformable_attention in ("auto", "fused"):
-        config.deformable_attention = "gather"  # JAX does not promise that its next version runs a GPU's kernel
-    model = build_model(config)
+    model = build_model(_exportable(checkpoint.config.model))
     weights = {path: np.asarray(value) for path, value in flatten_dict(checkpoint.variables, sep="/").items()}
-    shapes = jax.eval_shape(lambda: weights)
-    functions = {}
-    for size in sizes:
-        photo = jax.ShapeDtypeStruct((*size, 3), jnp.uint8)
-        exported = jax.export.export(jax.jit(labels_function(model, size)), platforms=platforms)(shapes, photo)
-        functions[f"function_{size[0]}x{size[1]}"] = np.frombuffer(exported.serialize(), np.uint8)
+    functions = {size: _export(model, size, weights, platforms) for size in sizes}
     metadata = {
         "format": FORMAT,
         "jax": jax.__version__,
-        "calling_convention": exported.calling_convention_version,
+        "calling_convention": max(function.calling_convention_version for function in functions.values()),
         "platforms": list(platforms),
         "sizes": [list(size) for size in sizes],
         "classes": {"names": checkpoint.classes.names, "palette": checkpoint.classes.palette.tolist()},
@@ -128,13 +78,94 @@ def export_model(
         _write_archive(weights_file, weights)
         digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
         metadata["weights_file"] = {"name": weights_file.name, "sha256": digest}
-    contents = {} if separate_weights else weights
-    metadata = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
-    _write_archive(output, {"metadata": metadata, **functions, **contents})
-    return [output, weights_file] if separate_weights else [output]
+    arrays = {"metadata": _as_array(json.dumps(metadata).encode())}
+    for (height, width), function in functions.items():
+        arrays[f"function_{height}x{width}"] = _as_array(function.serialize())
+    _write_archive(output, arrays if separate_weights else {**arrays, **weights})
+    return files
 
 
-def _write_archive(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays; the file appears under its name only when it is complete."""
+def labels_function(model: FASeg, size: tuple[int, int]) -> LabelsFunction:
+    """Make the pure function from weights and a photo to labels.
+
+    Args:
+      model: the network.
+      size: (H, W) of the photo in pixels, of any values. The function does not resize the photo to a test size.
+
+    Returns:
+      (weights {path: array}, RGB photo) -> labels, uint8, or uint16 for more than 255 classes. They are those of
+      `Segmenter` for a photo that it does not resize either.
+    """
+    bottom, right = (-side % SIZE_DIVISOR for side in size)
+
+    def labels(weights: dict[str, Array], photo: UInt8[Array, "H W 3"]) -> UInt[Array, "H W"]:
+        image = jnp.pad(normalize(photo), ((0, bottom), (0, right), (0, 0)))
+        predictions = model.apply(unflatten_dict(weights, sep="/"), image[None])
+        assert isinstance(predictions, Predictions)
+        class_probabilities = jax.nn.softmax(predictions.class_logits[0])[:, :-1]
+        return _labels(class_probabilities, predictions.mask_logits[0].transpose(1, 2, 0), size)
+
+    return labels
+
+
+def _labels(
+    class_probabilities: Float[Array, "Q K"], mask_logits: Float[Array, "h w Q"], size: tuple[int, int]
+) -> UInt[Array, "H W"]:
+    """Labels of a photo of `size`, of which the network saw a padded copy (docs/specification.md, section 6)."""
+    height, width = size
+    num_classes = class_probabilities.shape[1]
+    low, high, weight = taps(mask_logits.shape[0], mask_logits.shape[0] * MASK_STRIDE)
+    blocks = ceil_div(height, BLOCK_ROWS)
+    # The last block repeats the last row.
+    rows = np.minimum(np.arange(blocks * BLOCK_ROWS), height - 1).reshape(blocks, BLOCK_ROWS)
+    class_ids = jnp.arange(num_classes, dtype=jnp.int32)
+
+    def label_block(block: tuple[Array, Array, Array]) -> Array:
+        low, high, weight = block  # (R,) each
+        weight = weight[:, None, None]
+        masks = mask_logits[low] * (1 - weight) + mask_logits[high] * weight  # (R, w, Q)
+        masks = resize_bilinear(masks[None], (BLOCK_ROWS, mask_logits.shape[1] * MASK_STRIDE))[
+            0, :, :width
+        ]  # (R, W, Q)
+        scores = jnp.einsum("rwq,qk->rwk", jax.nn.sigmoid(masks), class_probabilities, precision="highest")
+        best = scores.max(axis=-1, keepdims=True)
+        return jnp.where(scores == best, class_ids, num_classes).min(axis=-1)  # the first of equals, (R, W)
+
+    labels = jax.lax.map(label_block, (low[rows], high[rows], weight[rows].astype(np.float32)))  # (blocks, R, W)
+    return labels.reshape(-1, width)[:height].astype(label_dtype(num_classes))
+
+
+def _check_request(sizes: Sequence[tuple[int, int]], files: Sequence[Path], overwrite: bool) -> None:
+    if files[0].suffix != ".npz":
+        raise ValueError(f"{files[0]}: the file is a NumPy archive; its name must end in .npz")
+    if not sizes or any(side < 1 for size in sizes for side in size):
+        raise ValueError(f"sizes must be (height, width) of at least one pixel, not {list(sizes)}")
+    for file in files:
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file}: exists; name another file or pass --overwrite")
+
+
+def _exportable(model_config: ConfigDict) -> ConfigDict:
+    """The configuration, without kernels for GPUs: JAX does not promise that its next version runs them."""
+    config = model_config.copy_and_resolve_references()
+    if config.deformable_attention in ("auto", "fused"):
+        config.deformable_attention = "gather"
+    return config
+
+
+def _export(
+    model: FASeg, size: tuple[int, int], weights: dict[str, np.ndarray], platforms: Sequence[str]
+) -> jax.export.Exported:
+    """The labels function of a size, lowered to StableHLO for all platforms."""
+    shapes = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for path, value in weights.items()}
+    photo = jax.ShapeDtypeStruct((*size, 3), jnp.uint8)
+    return jax.export.export(jax.jit(labels_function(model, size)), platforms=platforms)(shapes, photo)
+
+
+def _as_array(content: bytes | bytearray) -> np.ndarray:
+    return np.frombuffer(content, np.uint8)
+
+
+def _write_archive(file: Path, arrays: dict[str, Any]) -> None:
     with write_atomically(file) as partial:
         np.savez(partial, **arrays)

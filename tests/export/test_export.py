@@ -18,10 +18,13 @@ from fasseg_jax.weights.checkpoint import Checkpoint, save_checkpoint
 from tests.helpers import ROOT
 from tests.helpers.tiny_model import photo, tiny_config, tiny_model
 
-SIZES = [(64, 96), (64, 75)]  # a multiple of 32, and one that is padded; both test sizes of the tiny configuration
+SIZES = [
+    (64, 96),
+    (64, 75),
+]  # a multiple of 32, and one that needs padding; both are test sizes of the tiny configuration
 
-# Runs a copy of the loader where nothing else of the project can be imported.
-ALONE = """
+# Runs a copy of the loader in a process that can import nothing else of the project.
+WITHOUT_THE_PACKAGE = """
 import sys
 sys.modules |= dict.fromkeys(("fasseg_jax", "flax", "ml_collections", "orbax", "safetensors", "absl"))
 import numpy as np
@@ -52,12 +55,16 @@ def expected_labels(checkpoint, size):
     return labels
 
 
-def test_a_process_with_jax_alone_gives_the_same_labels(checkpoint, exported, tmp_path):
+def test_a_process_with_only_jax_gives_the_same_labels(checkpoint, exported, tmp_path):
     shutil.copy(ROOT / "fasseg_jax" / "export" / "load_exported.py", tmp_path)
     for height, width in SIZES:
         np.save(tmp_path / f"photo_{height}x{width}.npy", photo(height, width))
     run = subprocess.run(
-        [sys.executable, "-c", ALONE, str(exported)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(exported)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "sidewalk [244, 35, 232] ('cpu', 'cuda', 'tpu')"
@@ -84,7 +91,7 @@ def test_separate_weights(checkpoint, exported, tmp_path):
 
 
 def test_kernels_of_gpus_are_not_exported(checkpoint, tmp_path):
-    """JAX refuses them, as another version of it may not run them."""
+    """JAX refuses them, because another version of JAX may not run them."""
     config = checkpoint.config.copy_and_resolve_references()
     config.model.deformable_attention = "fused"
     fused = Checkpoint(config, checkpoint.variables, checkpoint.classes)
@@ -94,7 +101,7 @@ def test_kernels_of_gpus_are_not_exported(checkpoint, tmp_path):
 
 
 class FixedModel:
-    """Stands in for the network: the same masks (Q, H'/4, W'/4) and classes (Q, K) whatever the image."""
+    """Stands for the network: predicts the same masks (Q, h, w) and classes (Q, K) for every image."""
 
     def __init__(self, classes, masks):
         self.classes, self.masks = classes, masks
@@ -106,7 +113,7 @@ class FixedModel:
 
 
 def test_labels_of_more_classes_than_a_byte_holds_and_rows_that_fill_no_block():
-    """Against PyTorch's resizing of given masks, and all scores at once."""
+    """Compares with PyTorch's resizing of given masks, and with the argmax of all scores at once."""
     rng = np.random.default_rng(0)
     masks = rng.normal(0, 4, (6, 16, 24)).astype(np.float32)
     classes = np.roll(rng.dirichlet(np.ones(300) / 10, 6), 40, axis=1).astype(np.float32)
@@ -118,7 +125,7 @@ def test_labels_of_more_classes_than_a_byte_holds_and_rows_that_fill_no_block():
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_photos_of_another_kind_are_refused(exported):
+def test_photos_of_another_shape_or_type_are_refused(exported):
     model = load_exported.load(exported)
     for wrong in (photo(64, 64), photo(64, 96).astype(np.float32), photo(64, 96)[..., 0]):
         with pytest.raises(ValueError, match=r"uint8, of one of the shapes \(64, 96, 3\), \(64, 75, 3\); this is"):
@@ -148,7 +155,7 @@ def test_files_that_cannot_be_loaded(exported, tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match="other.npz: damaged, or not an exported model"):
             load_exported.load(file)
-    np.savez(file, metadata=np.array([object()]))  # pickled: never loaded
+    np.savez(file, metadata=np.array([object()]))  # a pickle, which is never loaded
     with pytest.raises(ValueError, match="other.npz: damaged"):
         load_exported.load(file)
 
@@ -156,9 +163,9 @@ def test_files_that_cannot_be_loaded(exported, tmp_path):
 def test_what_cannot_be_exported(checkpoint, exported):
     with pytest.raises(FileExistsError, match="pass --overwrite"):
         export_model(checkpoint, SIZES, exported)
-    with pytest.raises(ValueError, match="let its name end in .npz"):
+    with pytest.raises(ValueError, match="its name must end in .npz"):
         export_model(checkpoint, SIZES, exported.with_suffix(".bin"))
-    with pytest.raises(ValueError, match="at least a pixel"):
+    with pytest.raises(ValueError, match="at least one pixel"):
         export_model(checkpoint, [(0, 4)], exported, overwrite=True)
 
 
@@ -174,7 +181,7 @@ def test_command_line(checkpoint, tmp_path):
     assert first.returncode == 0, first.stderr
     assert first.stderr == "" and "cpu, cuda, tpu" in first.stdout
     assert load_exported.load(tmp_path / "model.npz").sizes == [(64, 96)]
-    assert build_model(checkpoint.config.model)  # the configuration is not changed by exporting
+    assert build_model(checkpoint.config.model)  # exporting does not change the configuration
     for size, message in (("64", "--size 64: give HEIGHTxWIDTH"), ("64x96", "model.npz: exists; name another file")):
         again = run(size)
         assert again.returncode == 1 and message in again.stderr and "Traceback" not in again.stderr
