@@ -167,25 +167,29 @@ def test_unfinished_and_too_many_uploads(segmenter):
             assert b" 400 " in connection.recv(1000)
         with send(head + b"Content-Length: 100\r\n\r\nabc") as waiting:
             status, answer = None, None
-            while status != 503:  # until the server has begun to wait for the rest
+            while status != 503:  # until the server waits for the rest
                 status, answer = segment(server, file_of(photo(64, 96)))
             assert "Too many photos" in answer["error"]
             assert waiting.recv(1000) == b""  # closed after the time limit
         assert segment(server, file_of(photo(64, 96)))[0] == 200
 
 
+def text_of(selector):
+    return f"document.querySelector('{selector}').textContent"
+
+
+@pytest.mark.slow
 def test_page_in_a_browser(segmenter, tmp_path):
     image = photo(300, 400, seed=3)
     Image.fromarray(image).save(tmp_path / "photo.png")
     (tmp_path / "notes.txt").write_text("no photo")
     labels = segmenter(image).labels
-    text = lambda selector: f"document.querySelector('{selector}').textContent"
     idle = "document.querySelector('#busy').hidden"
     with serve(segmenter) as server, open_browser((1200, 800)) as browser:
         browser.open(server.url)
         browser.choose_file("#file", tmp_path / "notes.txt")
         browser.wait_for("!document.querySelector('#message').hidden")
-        assert "not a photo in a known format" in browser.evaluate(text("#message"))
+        assert "not a photo in a known format" in browser.evaluate(text_of("#message"))
         browser.choose_file("#file", tmp_path / "photo.png")
         browser.wait_for(f"{idle} && !document.querySelector('#result').hidden")
         assert browser.evaluate("document.querySelector('#message').hidden")
@@ -198,7 +202,7 @@ def test_page_in_a_browser(segmenter, tmp_path):
         for y, x in ((40, 50), (150, 200), (260, 399), (299, 30)):
             browser.point_at(box["left"] + (x + 0.5) * box["width"] / 400, box["top"] + (y + 0.5) * box["height"] / 300)
             browser.wait_for(f"lit === {labels[y, x]}")
-            assert browser.evaluate(text("#tip")) == CLASSES.names[labels[y, x]]
+            assert browser.evaluate(text_of("#tip")) == CLASSES.names[labels[y, x]]
         browser.screenshot(tmp_path / "page.png")
         # The saved image: the colors over the photo, in its size, without highlighting of the previous class.
         browser.point_at(5, 5)
@@ -216,19 +220,17 @@ def test_page_in_a_browser(segmenter, tmp_path):
     assert picture.shape[1] == 1200 and picture.std() > 20
 
 
+@pytest.mark.slow
 def test_program(tmp_path):
     """The command prints the address, serves the page and stops at Ctrl-C; a mistake ends it with one line."""
     save_checkpoint(tmp_path / "model", *tiny_model(), CLASSES)
     command = [sys.executable, "-m", "fasseg_jax.demo", "--device=cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = lambda *arguments: subprocess.Popen(
-        [*command, *arguments],
-        env=environment,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+
+    def run(*arguments):
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, *arguments], env=environment, cwd=tmp_path, **streams)
+
     with run("--checkpoint=model", "--port=0") as program:
         address = program.stdout.readline().split()[1]
         port = int(address.rpartition(":")[2])

@@ -55,6 +55,7 @@ def expected_labels(checkpoint, size):
     return labels
 
 
+@pytest.mark.slow
 def test_a_process_with_only_jax_gives_the_same_labels(checkpoint, exported, tmp_path):
     shutil.copy(ROOT / "fasseg_jax" / "export" / "load_exported.py", tmp_path)
     for height, width in SIZES:
@@ -169,6 +170,7 @@ def test_what_cannot_be_exported(checkpoint, exported):
         export_model(checkpoint, [(0, 4)], exported, overwrite=True)
 
 
+@pytest.mark.slow
 def test_command_line(checkpoint, tmp_path):
     save_checkpoint(tmp_path / "checkpoint", tiny_config(), checkpoint.variables, checkpoint.classes)
 

@@ -1,3 +1,4 @@
+import functools
 import io
 import os
 import subprocess
@@ -25,8 +26,9 @@ def count(function, *shapes):
 
 def test_products():
     assert count(jnp.matmul, (3, 5), (5, 7)).total() == 3 * 5 * 7
-    masks = lambda a, b: jnp.einsum("bqc,bhwc->bqhw", a, b)
-    assert count(masks, (2, 3, 5), (2, 7, 11, 5)).total() == 2 * 3 * 5 * 7 * 11
+    assert (
+        count(functools.partial(jnp.einsum, "bqc,bhwc->bqhw"), (2, 3, 5), (2, 7, 11, 5)).total() == 2 * 3 * 5 * 7 * 11
+    )
     assert count(lambda a, b: a * b + 1, (3, 5), (3, 5)).total() == 0
 
 
@@ -86,13 +88,13 @@ def test_summary_of_a_tiny_model(tiny_config):
     layer = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["decoder"]["layer_0"]))
     assert parts["decoder/layer_#"].repeats == 5 and parts["decoder/layer_#"].parameters == 5 * layer
     assert parts["pixel_decoder/mask_features"].multiply_adds == 16 * 24 * 64 * 64
-    # Two layers, a loop: offsets, weights, values, output and the two products of the feed-forward network.
+    # Two layers in a loop: offsets, weights, values, output and the two products of the feed-forward network.
     tokens = 2 * 3 + 4 * 6 + 8 * 12
     encoder = 2 * tokens * 64 * (96 + 48 + 64 + 64 + 2 * 96)
     assert parts["pixel_decoder/encoder_#"].multiply_adds == encoder
-    # The last prediction alone: queries (9, 64) times mask features.
+    # Only the last prediction: queries (9, 64) times mask features.
     assert parts["decoder/products of activations"].multiply_adds > 9 * 64 * 16 * 24
-    # Masks of the initial queries and of the first four of five layers besides.
+    # In addition the masks of the initial queries and of the first four of five layers.
     assert summary.published_multiply_adds - summary.multiply_adds > 5 * 9 * 64 * 16 * 24
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(variables))
     images = 2 * 64 * 96 * 3 * 4
@@ -113,6 +115,7 @@ def test_sizes():
             parse_size(wrong, 32)
 
 
+@pytest.mark.slow
 def test_command_line_reports_a_mistake_in_one_line():
     for arguments, message in (
         ((), "--config is needed"),

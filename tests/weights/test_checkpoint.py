@@ -35,7 +35,7 @@ def test_configuration_and_classes_come_back(tmp_path, name):
     classes = load_classes(config.data.dataset)
     save_checkpoint(tmp_path / "c", config, VARIABLES, classes, contents="backbone")
     loaded = load_checkpoint(tmp_path / "c")
-    assert loaded.config == config  # with tuples, which are not equal to lists
+    assert loaded.config == config  # its sequences are tuples, which never equal lists
     assert loaded.contents == "backbone"
     assert loaded.classes.names == classes.names
     np.testing.assert_array_equal(loaded.classes.palette, classes.palette, strict=True)
@@ -64,9 +64,9 @@ def test_relative_paths_and_silence(tmp_path, monkeypatch, caplog, capfd):
     assert [entry.name for entry in tmp_path.iterdir()] == ["c"]
 
 
-def test_nothing_is_overwritten_unasked(tmp_path):
+def test_nothing_is_overwritten_unless_asked_for(tmp_path):
     (tmp_path / "c").mkdir()
-    save(tmp_path / "c")  # an empty directory is no obstacle
+    save(tmp_path / "c")  # an empty directory may exist
     with pytest.raises(FileExistsError, match="c: the directory is not empty; .* --overwrite"):
         save(tmp_path / "c", variables={"params": {"other": np.ones(3, np.float32)}})
     assert "a" in load_checkpoint(tmp_path / "c").variables["params"]
@@ -88,19 +88,20 @@ import numpy as np
 from pathlib import Path
 from tests.weights.test_checkpoint import save
 
-save(Path(sys.argv[1]), variables={"params": {"a": np.ones(3, np.float32), "b": object()}})  # which cannot be written
+save(Path(sys.argv[1]), variables={"params": {"a": np.ones(3, np.float32), "b": object()}})  # no array
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_save_leaves_no_checkpoint(tmp_path):
-    """In a process of its own: Orbax's threads go on to write for a while after a failure."""
+    """In a process of its own, because Orbax's threads continue to write for a while after a failure."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.run([sys.executable, "-c", INTERRUPTED_SAVE, tmp_path / "c"], env=environment, check=False)
     assert process.returncode != 0
-    assert [entry.name for entry in tmp_path.iterdir()] != []  # it had begun
+    assert [entry.name for entry in tmp_path.iterdir()] != []  # the save had begun
     with pytest.raises(FileNotFoundError, match="c: no such checkpoint"):
         load_checkpoint(tmp_path / "c")
-    save(tmp_path / "c")  # what was left does not disturb
+    save(tmp_path / "c")  # what the first attempt left behind does not matter
     assert "b" in load_checkpoint(tmp_path / "c").variables["params"]
 
 
@@ -114,7 +115,7 @@ def test_missing_and_foreign_paths(tmp_path):
         load_checkpoint(tmp_path / "weights.pth")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads, which fail as well
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads fail as well
 @pytest.mark.parametrize("part", ["variables", "variables/d", "variables/manifest.ocdbt", "variables/_METADATA"])
 def test_incomplete_checkpoints(tmp_path, part):
     save(tmp_path / "c")

@@ -38,7 +38,7 @@ def test_model(tmp_path):
     assert "19 (cityscapes)" in summary and f"predict.py --checkpoint {tmp_path / 'out'}" in summary
 
 
-def test_backbone_alone(tmp_path):
+def test_imagenet_backbone(tmp_path):
     config = tiny_config()
     backbone = {name[9:]: v for name, v in tiny_state_dict(config).items() if name.startswith("backbone.")}
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"model": backbone, "matching_heuristics": True}))
@@ -50,7 +50,7 @@ def test_backbone_alone(tmp_path):
         convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "other"), new_class_head=True)
 
 
-def test_new_class_head_for_classes_of_ones_own(tmp_path):
+def test_new_class_head_for_other_classes(tmp_path):
     config = tiny_config()
     save_torch(tiny_state_dict(config), tmp_path / "weights.pth")
     (tmp_path / "mine.csv").write_text("id,r,g,b,name\n0,1,2,3,cat\n1,4,5,6,dog\n")
@@ -87,7 +87,7 @@ def test_a_checkpoint_becomes_a_file_of_the_official_program(tmp_path, suffix):
         convert(None, str(tmp_path / "out"), str(tmp_path / "again"))
 
 
-def test_what_does_not_go_together(tmp_path):
+def test_options_that_do_not_go_together(tmp_path):
     config = tiny_config()
     save_torch(tiny_state_dict(config), tmp_path / "weights.pth")
     file, out = str(tmp_path / "weights.pth"), str(tmp_path / "out")
@@ -104,8 +104,9 @@ def test_what_does_not_go_together(tmp_path):
         convert(None, str(tmp_path), str(tmp_path / "back.pth"))
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
-    """A whole model by the command that the README gives, and the errors of the next attempts, without tracebacks."""
+    """The README's command converts a whole model; mistakes in later attempts end without tracebacks."""
     state_dict = official_state_dict("faseg_r50_ade20k")
     save_torch(state_dict, tmp_path / "weights.pth")
 

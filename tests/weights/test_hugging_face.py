@@ -20,7 +20,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def random_model(**fields):
-    """A Mask2Former of transformers in which no parameter keeps an initial value that hides mistakes, such as zero."""
+    """A Mask2Former of transformers without initial values, such as zero, that would hide mistakes."""
     torch.manual_seed(0)
     model = transformers.Mask2FormerForUniversalSegmentation(transformers.Mask2FormerConfig(**fields)).eval()
     with torch.no_grad():
@@ -31,7 +31,7 @@ def random_model(**fields):
 
 
 def tiny_swin(**fields):
-    """Windows that neither fit the features nor the padding, and shifted ones."""
+    """Window sizes that divide neither the features nor the padded images; some blocks shift their windows."""
     backbone = transformers.SwinConfig(
         embed_dim=16, depths=[2, 2, 1, 1], num_heads=[1, 2, 4, 8], window_size=3, out_features=STAGES
     )
@@ -53,7 +53,7 @@ def images_of(height, width):
 
 def assert_close(actual, expected):
     (classes, masks), (expected_classes, expected_masks) = actual, expected
-    assert expected_classes.std() > 0.1 and expected_masks.std() > 0.1  # not one value everywhere
+    assert expected_classes.std() > 0.1 and expected_masks.std() > 0.1  # the values differ
     np.testing.assert_allclose(classes, expected_classes, rtol=0, atol=1e-5)
     np.testing.assert_allclose(masks, expected_masks, rtol=0, atol=5e-5)
 
@@ -65,7 +65,7 @@ def predict(checkpoint, images):
 
 @pytest.fixture(scope="module")
 def swin_t(tmp_path_factory):
-    """Swin-T as the semantic models are released, in shards: model, folder, checkpoint's folder and the summary."""
+    """Swin-T in shards, like the released semantic models. Returns the model, its folder and conversion's summary."""
     backbone = transformers.SwinConfig(depths=[2, 2, 6, 2], drop_path_rate=0.3, out_features=STAGES)
     model = random_model(backbone_config=backbone, num_labels=150)
     names = load_classes("ade20k").names
@@ -76,6 +76,7 @@ def swin_t(tmp_path_factory):
     return model, folder, convert(None, str(folder / "theirs"), str(folder / "ours"))
 
 
+@pytest.mark.slow
 def test_swin_t_of_transformers_has_the_same_outputs_here(swin_t):
     model, folder, summary = swin_t
     assert len(list((folder / "theirs").glob("model-*.safetensors"))) > 1 and "47.4M parameters" in summary
@@ -87,20 +88,22 @@ def test_swin_t_of_transformers_has_the_same_outputs_here(swin_t):
     assert_close(predict(checkpoint, images), outputs_of(model, images))
 
 
-def test_names_are_those_of_config_json_and_known_ones_keep_their_colours(swin_t):
+@pytest.mark.slow
+def test_names_are_those_of_config_json_and_known_ones_keep_their_colors(swin_t):
     checkpoint = load_checkpoint(swin_t[1] / "ours")
     assert checkpoint.classes.names[:2] == ("wall, synonym", "building")
     np.testing.assert_array_equal(checkpoint.classes.palette, load_classes("ade20k").palette)
     assert checkpoint.config.data.dataset == "ade20k"
 
 
-def test_there_and_back_is_equal_bit_for_bit(swin_t):
+@pytest.mark.slow
+def test_there_and_back_is_bit_for_bit_equal(swin_t):
     _, folder, _ = swin_t
     summary = convert(None, str(folder / "ours"), str(folder / "back"), hugging_face=True)
     assert "from_pretrained" in summary
     theirs = {k: v for file in (folder / "theirs").glob("*.safetensors") for k, v in load_file(file).items()}
     back = load_file(folder / "back" / "model.safetensors")
-    # The norm of features for classifiers is never used, nor kept here.
+    # Conversion leaves out the norm of features for classifiers, which nothing uses.
     unused = {name for name in theirs if ".swin.layernorm." in name}
     assert back.keys() == theirs.keys() and len(unused) == 2
     for name in theirs.keys() - unused:
@@ -135,7 +138,7 @@ def tiny_mask2former(backbone):
 
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_transformers_computes_what_was_made_here(backbone, tmp_path):
+def test_transformers_computes_the_same_with_weights_from_here(backbone, tmp_path):
     config, variables = tiny_mask2former(backbone)
     save_checkpoint(tmp_path / "ours", config, variables, load_classes("cityscapes"))
     convert(None, str(tmp_path / "ours"), str(tmp_path / "theirs"), hugging_face=True)
@@ -154,8 +157,8 @@ def test_transformers_computes_what_was_made_here(backbone, tmp_path):
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (1024, 2048)
 
 
-def test_configuration_of_ones_own(tmp_path):
-    """--config decides on classes and test size; the architecture must be that of the folder."""
+def test_another_configuration(tmp_path):
+    """--config sets the classes and the test size; its architecture must be that of the folder."""
     random_model(**tiny_swin()).save_pretrained(tmp_path / "theirs")
     config = read_hugging_face(tmp_path / "theirs").config
     arguments = (str(tmp_path / "theirs"), str(tmp_path / "ours"))
@@ -183,7 +186,7 @@ def rewrite(folder, file="config.json", **fields):
     (folder / file).write_text(json.dumps(description | fields))
 
 
-def test_what_is_not_supported_is_listed_in_one_error(tmp_path):
+def test_one_error_lists_all_that_is_not_supported(tmp_path):
     folder = tmp_path / "theirs"
     model = random_model(**tiny_swin())
     model.save_pretrained(folder)
@@ -259,7 +262,7 @@ def test_a_file_of_pytorch_and_a_fixed_test_size(tmp_path):
     assert read.state_dict.keys() == expected.keys()
     assert (read.config.inference.short_side, read.config.inference.max_long_side) == (384, 2048)
     assert read.classes.names == ("cat", "dog", "emu") and len(np.unique(read.classes.palette, axis=0)) == 3
-    rewrite(folder, "preprocessor_config.json", size=700, max_size=1333)  # as version 4.27 and earlier wrote it
+    rewrite(folder, "preprocessor_config.json", size=700, max_size=1333)  # version 4.27 and earlier
     inference = read_hugging_face(folder).config.inference
     assert (inference.short_side, inference.max_long_side) == (700, 1333)
 

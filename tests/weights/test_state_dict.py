@@ -27,7 +27,7 @@ def assert_same(actual, expected):
 
 @functools.cache
 def tiny():
-    """Configuration, state dict and variables of a small ResNet model; not to be changed."""
+    """Configuration, state dict and variables of a small ResNet model; do not change them."""
     config = tiny_config()
     state_dict = tiny_state_dict(config)
     return config, state_dict, convert_state_dict(state_dict, config.model)
@@ -39,7 +39,7 @@ def test_official_names_and_shapes_fit_the_model(model):
     zeros = {name: np.zeros(shape, np.float32) for name, shape in OFFICIAL[model]["state_dict"].items()}
     variables = convert_state_dict(zeros, config.model)
     assert {path: value.shape for path, value in flat(variables).items()} == model_shapes(config)
-    # The official count leaves buffers out, frozen batch norm among them.
+    # The official count leaves out buffers, which include frozen batch norm.
     assert sum(value.size for value in jax.tree.leaves(variables["params"])) == OFFICIAL[model]["parameters"]
 
 
@@ -124,7 +124,7 @@ def test_back_to_pytorch_bit_for_bit(backbone):
         np.testing.assert_array_equal(value, state_dict[name], err_msg=name)
 
 
-def test_names_are_those_of_the_official_program_again():
+def test_back_to_the_names_of_the_official_program():
     state_dict = official_state_dict("mask2former_r50_ade20k")
     config = load_config("configs/ade20k.py:mask2former_r50")
     back = to_state_dict(convert_state_dict(state_dict, config.model), config.model)
@@ -137,7 +137,7 @@ def test_variables_without_a_name_in_transformers():
         to_state_dict(variables, config.model, "hugging_face")
 
 
-def test_every_problem_is_listed_in_one_error():
+def test_one_error_lists_every_problem():
     config, state_dict, _ = tiny()
     state_dict = dict(state_dict)
     predictor = "sem_seg_head.predictor."
@@ -252,7 +252,7 @@ def torchvision_name(name):
 
 
 @pytest.mark.parametrize("form", ["torchvision", "detectron2"])
-def test_resnet_alone(form):
+def test_imagenet_resnet(form):
     config, state_dict, variables = tiny()
     backbone = {name[9:]: value for name, value in state_dict.items() if name.startswith("backbone.")}
     if form == "torchvision":
@@ -271,7 +271,7 @@ def test_resnet_alone(form):
         convert_backbone(backbone, config.model)
 
 
-def test_swin_alone_keeps_initial_output_norms():
+def test_imagenet_swin_keeps_initial_output_norms():
     config = tiny_config("swin")
     state_dict = tiny_state_dict(config)
     whole = convert_state_dict(state_dict, config.model)

@@ -26,7 +26,7 @@ def assert_weights(read):
 
 
 def trainer_checkpoint():
-    """With what trainers store beside the weights, NumPy's scalars among it."""
+    """The weights in a trainer's checkpoint, among other entries such as NumPy scalars."""
     weights = collections.OrderedDict(WEIGHTS)
     weights._metadata = {"": {"version": 2}}
     return {
@@ -48,7 +48,7 @@ def test_torch_files(tmp_path, content, zip_format):
     assert_weights(read_state_dict(file))
 
 
-def test_mapped_file_may_go(tmp_path):
+def test_the_mapped_file_may_be_deleted(tmp_path):
     torch.save(WEIGHTS, tmp_path / "weights.pt")
     read = read_state_dict(tmp_path / "weights.pt")
     (tmp_path / "weights.pt").unlink()
@@ -94,7 +94,7 @@ def test_safetensors(tmp_path):
 
 
 class Trap:
-    """Unpickled without restriction, this creates the file."""
+    """Creates the file when it is unpickled without restrictions."""
 
     def __init__(self, function, *arguments):
         self.call = (function, arguments)
@@ -112,9 +112,9 @@ def traps(target):
         "legacy.pth": lambda file: torch.save({"model": trap}, file, _use_new_zipfile_serialization=False),
         "plain.pth": lambda file: file.write_bytes(plain),
         "plain.pkl": lambda file: file.write_bytes(plain),
-        # The bytes of a tensor's storage are a pickle of their own.
+        # The bytes of a tensor's storage are another pickle.
         "inner.pkl": lambda file: file.write_bytes(pickle.dumps(Trap(torch.storage._load_from_bytes, plain))),
-        # Arrays of objects would be addresses of the file's choice.
+        # The elements of an array of objects would be addresses that the file chooses.
         "buffer.pkl": lambda file: file.write_bytes(pickle.dumps({"a": Trap(np.ndarray, (1,), "O", b"\1" * 8)})),
         "buffer.pth": lambda file: torch.save({"a": Trap(np.ndarray, (1,), "O", b"\1" * 8)}, file),
         "objects.pkl": lambda file: file.write_bytes(pickle.dumps({"a": np.array([trap])})),
@@ -142,7 +142,7 @@ def test_the_trap_works(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
-def test_refused_names_are_told(tmp_path, suffix):
+def test_the_error_names_what_is_refused(tmp_path, suffix):
     file = tmp_path / f"weights{suffix}"
     content = {"model": WEIGHTS, "args": Trap(os.getcwd)}
     if suffix == ".pth":
