@@ -1,9 +1,9 @@
 """The flag --config of the programs: `ml_collections.config_flags`, except that it accepts old names."""
 
 import sys
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 from ml_collections.config_flags import DEFINE_config_file as define_flag
 
 from fasseg_jax.config.loading import rename_old, renamed_argument
@@ -19,8 +19,8 @@ class ConfigFlag:
         self._holder = holder
 
     @property
-    def value(self) -> ConfigDict | None:
-        """The configuration, with new names for old ones; None if the flag is not given."""
+    def value(self) -> Any:
+        """The configuration, with new names for old ones; None if the flag has no default and is not given."""
         config = self._holder.value
         if config is not None:
             rename_old(config)
@@ -28,7 +28,7 @@ class ConfigFlag:
 
 
 def DEFINE_config_file(  # noqa: N802
-    name: str, default: str | None, help_string: str, flag_values: flags.FlagValues = flags.FLAGS
+    name: str, default: str | None = None, help_string: str = "", flag_values: flags.FlagValues = flags.FLAGS
 ) -> ConfigFlag:
     """Define the flag --NAME, whose value is a recipe; --NAME.FIELD=VALUE overrides fields of it.
 
