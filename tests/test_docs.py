@@ -120,7 +120,9 @@ def test_readme_sections_are_inserted():
     text = readme.section("Two commands")
     assert text.startswith("With Python 3.11")
     assert "## " not in text
-    assert "\n    ```sh\n    pip install" in readme.section("Segment photos")
+    list_item = readme.section("Segment photos")
+    assert "\n    ```sh\n    pip install" in list_item
+    assert "\n        --weights ade_faseg_r50.pth" in list_item  # a command's second line stays indented by four more
     assert "| forward of FASeg R50" in readme.section("Speed on a CPU")  # a heading of the third level
     with pytest.raises(ValueError, match=r"README.md has no section 'Three commands'; it has Two commands, "):
         readme.section("Three commands")

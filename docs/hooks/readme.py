@@ -27,7 +27,7 @@ def section(title: str) -> str:
     if title not in sections:
         raise ValueError(f"docs: README.md has no section {title!r}; it has {', '.join(sections)}")
     # GitHub indents text in a numbered list by three spaces, Python-Markdown by four.
-    return re.sub(r"(?m)^   (?=\S)", "    ", sections[title].strip())
+    return re.sub(r"(?m)^   (?=(?:    )*\S)", "    ", sections[title].strip())
 
 
 def on_files(files: Any, **_: Any) -> None:
