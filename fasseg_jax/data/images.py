@@ -66,7 +66,7 @@ def open_photo(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
 def _upright(image: Image.Image) -> Image.Image:
     image.load()  # raises what is wrong with the pixels
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) or image  # None comes only of work in place
     except Exception:  # damaged EXIF data raise nearly anything; viewers show such a photo as stored
         return image
 

@@ -1,4 +1,4 @@
-"""How long a program has spent on compiling."""
+"""Compilation: keeping compiled programs on disk, measuring the time spent, and giving memory back."""
 
 import contextlib
 import ctypes
@@ -13,10 +13,10 @@ __all__ = ["CompileTimer", "enable_compilation_cache", "release_compiler_memory"
 
 
 class CompileTimer:
-    """Adds up the seconds that JAX spends on compiling, or on loading what was compiled in an earlier run.
+    """Adds up the seconds that JAX spends on compiling, or on loading what an earlier run compiled.
 
     Attributes:
-      seconds: since the timer was made.
+      seconds: spent since the timer was made.
     """
 
     def __init__(self):
@@ -24,15 +24,15 @@ class CompileTimer:
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
     def _add(self, event: str, duration: float, **_) -> None:
-        if event.startswith("/jax/core/compile/"):  # tracing, lowering, the compiler proper
+        if event.startswith("/jax/core/compile/"):  # tracing, lowering, and XLA
             self.seconds += duration
 
 
 def enable_compilation_cache() -> Path:
-    """Keep compiled programs on disk, so that the next run with the same model and sizes need not compile them.
+    """Keep compiled programs on disk, so that the next run with the same model and sizes loads them.
 
     Returns:
-      The folder: the environment variable JAX_COMPILATION_CACHE_DIR where it is set, else ~/.cache/fasseg_jax.
+      The folder: that of the environment variable JAX_COMPILATION_CACHE_DIR if it is set, else ~/.cache/fasseg_jax.
     """
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "fasseg_jax")
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -41,13 +41,14 @@ def enable_compilation_cache() -> Path:
 
 
 def release_compiler_memory(traces: bool = False) -> None:
-    """Give the memory that compiling a program took back to the system.
+    """Give the memory that compiling took back to the system.
 
-    The C library of Linux would keep what XLA has freed, a gigabyte after a training step; others have no such call.
+    The C library of Linux keeps what XLA has freed, a gigabyte after a training step. On other systems this does
+    nothing.
 
     Args:
-      traces: also what JAX keeps of all functions that it traced; what is not held as a compiled program is traced
-        again when it is called.
+      traces: also drop JAX's caches of traced functions. JAX then traces a function again when it is called, unless the
+        caller holds the compiled program.
     """
     if traces:
         jax.clear_caches()

@@ -1,4 +1,4 @@
-"""Devices as a mesh, and how arrays lie on it: the batch is sharded, parameters are replicated or sharded."""
+"""The mesh of devices, and the shardings of arrays on it: batches are sharded, parameters replicated or sharded."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 DATA = "data"  # the one axis of the mesh
-SMALLEST_SHARDED = 2**14  # elements; to gather a smaller array would cost more than to keep it
+SMALLEST_SHARDED = 2**14  # elements; gathering a smaller array costs more than keeping it on every device
 
 
 def make_mesh() -> Mesh:
@@ -32,7 +32,7 @@ def make_mesh() -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Images are divided among the devices."""
+    """Each device holds its own images of a batch."""
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
@@ -42,13 +42,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(state: Any, mesh: Mesh, shard_parameters: bool) -> Any:
-    """Where each array of a training state lies.
+    """The sharding of each array of a training state.
 
     Args:
       state: a tree of arrays or `ShapeDtypeStruct`s.
       mesh: of `make_mesh`.
-      shard_parameters: divide each large array along its longest axis that the number of devices divides (fully sharded
-        data parallel), instead of replicating it. XLA gathers a layer's parameters as it needs them.
+      shard_parameters: shard each large array along its longest axis whose length is a multiple of the number of devices
+        (fully sharded data parallel), instead of replicating it. XLA gathers a layer's parameters when it needs them.
     """
 
     def sharding(leaf):
@@ -62,11 +62,11 @@ def state_shardings(state: Any, mesh: Mesh, shard_parameters: bool) -> Any:
 
 
 def on_each_device(function: Callable) -> Callable:
-    """`function` of arrays (B, ...), computed by each device for its own images, where XLA would not see that it can.
+    """Wrap a function of arrays (B, ...) so that each device runs it on its own images.
 
-    For what treats images alike but hides it: rows gathered from all images in one, a kernel, a library call. Of these
-    XLA would bring all images to every device. It takes effect where a mesh is set whose axis `DATA` divides the images
-    (`jax.sharding.use_abstract_mesh`, as in the training step); within `jax.shard_map` images are divided already.
+    For gathers across the batch, Pallas kernels and library calls: XLA cannot tell that these act on each image by
+    itself, and would all-gather the batch first. The wrapper acts only if the current mesh shards images along `DATA`
+    (`jax.sharding.use_abstract_mesh`, as in the training step). Within `jax.shard_map` they are sharded already.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if DATA not in mesh.auto_axes:
@@ -76,29 +76,29 @@ def on_each_device(function: Callable) -> Callable:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This host's part of a batch, numpy arrays -> global arrays sharded over all devices."""
+    """Make global arrays, sharded over all devices, of each host's part of a batch (NumPy arrays)."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def shape_dtype_structs(shapes: Any, shardings: Any) -> Any:
-    """Shapes and where they lie, in one: `ShapeDtypeStruct`s with shardings."""
+    """Join a tree of shapes and a tree of shardings: `ShapeDtypeStruct`s with shardings."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
     )
 
 
 def fetch_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Whole arrays on this host's first device, however they were sharded; all hosts must call it."""
+    """Fetch whole arrays to this host's first device, however they are sharded. All hosts must call it."""
     whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """What each host gives, in the order of the hosts; all hosts must call it, and so wait for each other.
+    """The values of all hosts, in the order of the hosts. All hosts must call it, and wait for each other there.
 
     Args:
-      value: anything that JSON holds; integers of any size and floats arrive exactly.
+      value: anything that JSON can hold; integers of any size and floats arrive exactly.
     """
     if jax.process_count() == 1:
         return [value]

@@ -1,1 +1,1 @@
-"""The chapter visualization."""
+"""Drawn output: overlays with their legends, and confusion matrices."""

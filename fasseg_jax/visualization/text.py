@@ -1,16 +1,21 @@
-"""Colours and text of all pictures."""
+"""Colors and text of all drawn output."""
 
 from PIL import ImageFont
 
-__all__ = ["load_font", "shorten", "wrap"]
-PAPER, INK, FAINT, WARNING_RED = (255, 255, 255), (28, 30, 34), (120, 124, 132), (190, 20, 30)
+__all__ = ["FAINT", "INK", "PAPER", "WARNING_RED", "load_font", "shorten", "wrap"]
+
+# RGB.
+PAPER = (255, 255, 255)
+INK = (28, 30, 34)
+FAINT = (120, 124, 132)
+WARNING_RED = (190, 20, 30)
 
 
 def load_font(size: float) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, with letters of `size` pixels.
+    """Load Pillow's own font with letters of `size` pixels.
 
     Raises:
-      RuntimeError: Pillow was built without FreeType, so that its font has a single size.
+      RuntimeError: Pillow was built without FreeType, and its font has a single size.
     """
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
@@ -19,7 +24,7 @@ def load_font(size: float) -> ImageFont.FreeTypeFont:
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """`text`, its end replaced by dots where it is too wide."""
+    """Cut the end of `text` and append dots if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -28,7 +33,7 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """`text` broken between words into lines of at most `width`."""
+    """Break `text` between words into lines of at most `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
