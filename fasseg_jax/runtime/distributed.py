@@ -47,8 +47,8 @@ def state_shardings(state: Any, mesh: Mesh, shard_parameters: bool) -> Any:
     Args:
       state: a tree of arrays or `ShapeDtypeStruct`s.
       mesh: of `make_mesh`.
-      shard_parameters: shard each large array along its longest axis whose length is a multiple of the number of devices
-        (fully sharded data parallel), instead of replicating it. XLA gathers a layer's parameters when it needs them.
+      shard_parameters: shard each large array (fully sharded data parallel) instead of replicating it. It is sharded
+        along its longest axis that the number of devices divides. XLA gathers a layer's parameters when it needs them.
     """
 
     def sharding(leaf):
