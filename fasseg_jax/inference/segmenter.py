@@ -108,8 +108,8 @@ class Segmenter:
           FileNotFoundError: there is no checkpoint.
           ValueError: the checkpoint is damaged or holds only a backbone, or a field of `inference` is not allowed.
         """
-        checkpoint = load_checkpoint(path)
-        checkpoint.require_whole_model(path)
+        checkpoint = load_checkpoint(os.fspath(path))
+        checkpoint.require_whole_model(os.fspath(path))
         checkpoint.config.inference = inference_settings(checkpoint.config, inference or {})
         return cls(checkpoint.config, checkpoint.variables, checkpoint.classes, devices=devices)
 

@@ -9,7 +9,13 @@ from PIL import Image, ImageDraw
 from fasseg_jax.config import use_mask2former
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.inference.explain import Focus, Query, Selection, explain
-from fasseg_jax.inference.explanation_page import _heated, _masked, _selected, draw_explanation, heat_colours
+from fasseg_jax.inference.explanation_page import (
+    _draw_heat,
+    _highlight_boxes,
+    _highlight_mask,
+    draw_explanation,
+    heat_colors,
+)
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.models.fasseg import build_model
 from tests.helpers.tiny_model import photo, tiny_config
@@ -182,14 +188,14 @@ def test_several_views_cannot_be_explained():
 def test_heat_is_where_the_attention_is():
     attention = np.full((1, 4, 6), 0.01, np.float32)
     attention[0, 1, 3] = 0.7
-    panel = _heated(np.full((128, 172, 3), 90, np.uint8), Focus(0, 16, attention), 0, RESIZED)
+    panel = _draw_heat(np.full((128, 172, 3), 90, np.uint8), Focus(0, 16, attention), 0, RESIZED)
     # The panel shows 86 of the 96 columns; token (1, 3) has its centre at pixel (24, 56) of the input.
     y, x = np.unravel_index(panel.astype(int).sum(-1).argmax(), panel.shape[:2])
     assert abs(y - 24 * 128 / 64) <= 1.5 and abs(x - 56 * 172 / 86) <= 1.5
     # The next pixel's centre is a 64th of a token away along both axes.
     near = (1 - 1 / 64) ** 2
     strength = near + (1 - near) * 0.01 / 0.7
-    expected = 0.85 * heat_colours(np.array(strength)).astype(float) + 0.15 * (12 + 0.42 * 90)
+    expected = 0.85 * heat_colors(np.array(strength)).astype(float) + 0.15 * (12 + 0.42 * 90)
     np.testing.assert_allclose(panel[y, x], expected, atol=1)
 
 
@@ -197,13 +203,13 @@ def test_photo_is_bright_in_masks_and_windows():
     image = np.random.default_rng(0).integers(100, 256, (*SIZE, 3), np.uint8)
     mask = np.zeros((16, 24), np.float32)
     mask[:, 11:] = 1  # from pixel 44 of 86
-    panel = _masked(image, Query(0, 0, 1.0, 1.0, mask), RESIZED, np.array([200, 0, 0]))
+    panel = _highlight_mask(image, Query(0, 0, 1.0, 1.0, mask), RESIZED, np.array([200, 0, 0], np.uint8))
     edge = round(44 * SIZE[1] / RESIZED[1])
     grey = image @ np.array([0.299, 0.587, 0.114])
     np.testing.assert_allclose(panel[:, : edge - 5], (12 + 0.42 * grey)[:, : edge - 5, None].repeat(3, -1), atol=1)
     np.testing.assert_allclose(panel[:, edge + 5 :], 0.4 * image[:, edge + 5 :] + [120, 0, 0], atol=1)
     boxes = np.array([[10, 20, 40, 60], [100, 70, 121, 90]], float)
-    panel = _selected(image, Selection(3, boxes), SIZE)
+    panel = _highlight_boxes(image, Selection(3, boxes), SIZE)
     for y in range(SIZE[0]):
         for x in range(SIZE[1]):
             if inside(boxes + [1, 1, -1, -1], y, x):

@@ -184,7 +184,7 @@ def test_what_is_no_film_is_refused(tmp_path, monkeypatch):
         "text.mp4": "text.mp4: not a video that FFmpeg reads",
         "empty.mp4": "empty.mp4: not a video that FFmpeg reads",
         "absent.mp4": "absent.mp4: No such file",
-        "sound.mkv": "sound.mkv: holds no pictures, only audio",
+        "sound.mkv": "sound.mkv: holds no video, only audio",
         "none.mp4": "none.mp4: no frame could be decoded",
         "camera:77": "camera:77: there is no such camera",
     }
