@@ -192,7 +192,7 @@ def _notes(explanation: Explanation) -> list[str]:
         dfpq = "No DFPQ in this model: its positional queries are learned, and are the same for every photo."
     if explanation.selections is not None:
         hrca = (
-            "HRCA: the layers at 1/4 look only at the bright windows, those that the latest layer at 1/32 attends most."
+            "HRCA: the layers at 1/4 look only at the bright windows, to which the latest layer at 1/32 attends most."
         )
     else:
         hrca = "No HRCA in this model: every layer looks at a whole map."

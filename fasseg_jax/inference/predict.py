@@ -1,4 +1,4 @@
-"""What predict.py does: segment photos or a video with a trained model and write the results."""
+"""A prediction from its options to its files: what predict.py does."""
 
 import dataclasses
 import sys
@@ -23,55 +23,65 @@ from fasseg_jax.runtime.files import Path
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.visualization.overlay import draw_overlay
 
-__all__ = ["PredictionOptions", "find_photos", "load_segmenter", "segment_film", "segment_photos"]
+__all__ = ["PredictionOptions", "find_photos", "load_segmenter", "segment_camera_or_video", "segment_photos"]
 
 WARNING = "Untrained weights: this picture shows that the installation works; the classes mean nothing."
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictionOptions:
-    """What to predict, with which model, how, and what to write.
+    """What to predict, with which model, and what to write.
 
     Attributes:
-      output: the folder for the results.
-      input: a photo, a folder of photos, a video or a camera; without it a generated picture.
-      checkpoint: the folder of a checkpoint, or of a run; without it an untrained model.
-      config: the configuration of the untrained model.
-      multi_scale: average over several sizes and their mirror images.
-      sliding_window: pass windows over the photo.
-      short_side: in place of the configuration's, in pixels.
+      output: folder for the results; made if absent.
+      input: a photo, a folder of photos, a video or a camera; by default a generated picture.
+      checkpoint: folder of a checkpoint, or of a run, whose best checkpoint is taken.
+      untrained: configuration of an untrained model, in place of a checkpoint.
+      mode: `config.inference.mode`, if it is to differ from the configuration's.
+      short_side: length in pixels to which a photo's shorter side is resized first, if it is to differ from the
+        configuration's; 0, in mode "sliding", keeps the photo's size.
       scores: also write the scores.
-      explain: also write a page that shows what the decoder looked at.
+      explain: also write a page that shows what the decoder looks at.
     """
 
     output: Path
     input: str | None = None
     checkpoint: str | None = None
-    config: ConfigDict | None = None
-    multi_scale: bool = False
-    sliding_window: bool = False
+    untrained: ConfigDict | None = None
+    mode: str | None = None
     short_side: int | None = None
     scores: bool = False
     explain: bool = False
 
     @property
-    def untrained(self) -> bool:
-        """Whether the model is an untrained one."""
-        return self.checkpoint is None
+    def warning(self) -> str | None:
+        """A sentence for every picture, if the model is untrained."""
+        return WARNING if self.untrained is not None else None
 
     @property
-    def from_camera(self) -> bool:
-        """Whether the input is a camera."""
-        return self.input is not None and self.input.startswith(CAMERA)
+    def inference(self) -> dict[str, Any]:
+        """The fields of `config.inference` to change."""
+        changes: dict[str, Any] = {}
+        if self.mode is not None:
+            changes["mode"] = self.mode
+        if self.short_side is not None:
+            changes["sliding"] = {"short_side": self.short_side}
+        if self.short_side:
+            changes["short_side"] = self.short_side
+        return changes
 
 
 def find_photos(options: PredictionOptions) -> dict[Path, Path]:
-    """The photos to segment, {path: name of the results below the output folder}."""
+    """Find the photos to segment: {path: name of its results below the output folder}.
+
+    Raises:
+      ValueError: there is no such photo or folder, or the folder holds no photos.
+    """
     output = options.output
     if not options.input:
         output.mkdir(parents=True, exist_ok=True)
         path = output / "generated.png"
-        Image.fromarray(generated_photo()).save(path)
+        Image.fromarray(generate_photo()).save(path)
         print(f"No --input: segmenting a generated picture, {path}.")
         return {path: Path(path.stem)}
     source = Path(options.input)
@@ -80,7 +90,7 @@ def find_photos(options: PredictionOptions) -> dict[Path, Path]:
     if not source.is_dir():
         return {source: Path(source.stem)}
     if output.resolve() == source.resolve():
-        raise ValueError("--output must not be the --input folder itself, whose photos the results would join")
+        raise ValueError("--output must not be the --input folder, because results would mix with photos")
     found = list_photos(source, exclude=output)
     if not found.paths:
         raise ValueError(f"--input {source} holds no photos ({', '.join(sorted(PHOTO_EXTENSIONS))})")
@@ -90,35 +100,35 @@ def find_photos(options: PredictionOptions) -> dict[Path, Path]:
 
 
 def load_segmenter(options: PredictionOptions) -> Segmenter:
-    """The model of --checkpoint, or an untrained one, that predicts photos as the flags say."""
-    changes = inference_changes(options)
-    if options.checkpoint:
-        return Segmenter.from_checkpoint(options.checkpoint, inference=changes)
-    print("UNTRAINED: drawing random weights; the classes found will mean nothing.")
-    config = options.config
-    config.inference.update(changes)
+    """Load the checkpoint, or make an untrained model, and set how it predicts.
+
+    Raises:
+      ValueError, OSError: there is no such checkpoint, or a field of the configuration is not allowed.
+    """
+    if options.untrained is None:
+        assert options.checkpoint is not None, "a checkpoint or an untrained model"
+        return Segmenter.from_checkpoint(options.checkpoint, inference=options.inference)
+    print("UNTRAINED: the weights are random, and the classes found mean nothing.")
+    config = options.untrained
+    config.inference.update(options.inference)
     variables = jax.jit(lambda: initial_variables(build_model(config.model), seed=0))()
     return Segmenter(config, variables, data_classes(config.data))
 
 
-def inference_changes(options: PredictionOptions) -> dict[str, Any]:
-    """The fields of `config.inference` that the flags set."""
-    changes = {}
-    if options.multi_scale:
-        changes["mode"] = "multi_scale"
-    if options.sliding_window:
-        changes["mode"] = "sliding"
-    if options.short_side is not None:
-        changes["sliding"] = {"short_side": options.short_side}
-    if options.short_side:
-        changes["short_side"] = options.short_side
-    return changes
-
-
 def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: PredictionOptions) -> list[Path]:
-    """Segment all photos and write the results; returns those that could not be read."""
+    """Segment photos and write the results.
+
+    Args:
+      segmenter: the model, with classes.
+      photos: from `find_photos`.
+      options: what to write, and where.
+
+    Returns:
+      The photos that could not be read.
+    """
     compiling = CompileTimer()
-    unreadable, seconds = [], []
+    unreadable: list[Path] = []
+    seconds: list[float] = []
     for path, name in tqdm(photos.items(), unit="photo", disable=None):
         try:
             image = open_photo(path)
@@ -137,47 +147,50 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
     if seconds:
         print(
             f"Photos segmented: {len(seconds)}, {np.mean(seconds):.2f} s each; {len(segmenter.input_shapes)} shapes of "
-            f"the network's input, {compiling.seconds:.1f} s to compile or load its programs."
+            f"the network's input, {compiling.seconds:.1f} s to compile or load programs."
         )
-        print(f"Results in {options.output}.")
+        print(f"Results are in {options.output}.")
     return unreadable
 
 
-def segment_film(segmenter: Segmenter, options: PredictionOptions) -> VideoSummary:
-    """Segment a video, or what a camera sees until it is stopped."""
-    if options.from_camera:
-        print("Ctrl-C ends the film.")
+def write_result(
+    image: np.ndarray, result: Segmentation, segmenter: Segmenter, stem: Path, options: PredictionOptions
+) -> None:
+    """Write the files of one photo; their paths begin with `stem`."""
+    assert segmenter.classes is not None, "the overlay shows classes"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(result.labels).save(f"{stem}_labels.png")
+    overlay = draw_overlay(image, result.labels, segmenter.classes, options.warning)
+    overlay.save(f"{stem}_overlay.png", compress_level=1)  # a third of the time, for hardly more bytes
+    if options.explain:
+        explanation = explain(segmenter, image, result.labels)
+        page = draw_explanation(explanation, image, result.labels, segmenter.classes, stem.name, options.warning)
+        page.save(f"{stem}_explanation.png")
+    if result.scores is not None:
+        np.save(f"{stem}_scores.npy", result.scores.astype(np.float16))
+
+
+def segment_camera_or_video(segmenter: Segmenter, source: str, options: PredictionOptions) -> VideoSummary:
+    """Segment a video, or a camera's images until SIGTERM or Ctrl-C, and print a summary.
+
+    Raises:
+      VideoError: the video or camera cannot be read.
+    """
+    if source.startswith(CAMERA):
+        print("Ctrl-C ends the video.")
     interruption = Interruption(together=False)
-    warning = WARNING if options.untrained else None
-    summary = segment_video(segmenter, options.input, options.output, warning=warning, stopped=interruption.requested)
+    summary = segment_video(segmenter, source, options.output, warning=options.warning, stopped=interruption.requested)
     rate = summary.frames / summary.seconds
-    print(f"Frames segmented: {summary.frames}, {rate:.2f} a second, compilation included. Sound is not kept.")
+    print(f"Frames segmented: {summary.frames}, {rate:.2f} per second, compilation included. Sound is left out.")
     if summary.frames:
-        print(f"The film is {summary.path}.")
+        print(f"The video is {summary.path}.")
     if summary.damaged:
         print(f"{summary.damaged} frames were damaged: the decoder has filled in parts of them.")
     return summary
 
 
-def write_result(
-    image: np.ndarray, result: Segmentation, segmenter: Segmenter, name: Path, options: PredictionOptions
-) -> None:
-    """Write the label map, the overlay and what else is asked for of one photo; `name` is their path's beginning."""
-    name.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(result.labels).save(f"{name}_labels.png")
-    warning = WARNING if options.untrained else None
-    overlay = draw_overlay(image, result.labels, segmenter.classes, warning)
-    overlay.save(f"{name}_overlay.png", compress_level=1)  # photos hardly compress: a third of the time
-    if options.explain:
-        explanation = explain(segmenter, image, result.labels)
-        page = draw_explanation(explanation, image, result.labels, segmenter.classes, name.name, warning)
-        page.save(f"{name}_explanation.png")
-    if options.scores:
-        np.save(f"{name}_scores.npy", result.scores.astype(np.float16))
-
-
-def generated_photo(height: int = 512, width: int = 683) -> np.ndarray:
-    """A picture of textured discs before a shaded background, uint8 RGB, the same each time."""
+def generate_photo(height: int = 512, width: int = 683) -> np.ndarray:
+    """Draw textured disks before a shaded background, always the same: uint8 RGB, (H, W, 3)."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     picture = np.stack([90 + 80 * y / height, 130 + 50 * x / width, 210 - 120 * y / height], axis=-1)

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
+
+CONFIGURATION = BeartypeConf(is_pep484_tower=True)  # an int is a float, as for mypy
 
 
 def check_calls(function: Callable) -> Callable:
@@ -10,4 +12,4 @@ def check_calls(function: Callable) -> Callable:
 
     JAX fills the data classes that are trees with whatever it maps over them: shapes, shardings, strings.
     """
-    return function if function.__name__ == "__init__" else beartype(function)
+    return function if function.__name__ == "__init__" else beartype(function, conf=CONFIGURATION)
