@@ -1,10 +1,10 @@
-"""How much of the device's bare speed an evaluation keeps: reading, resizing and counting run beside the network.
+"""How much of the device's bare speed an evaluation keeps while threads read, resize and count beside the network.
 
     python benchmarks/evaluation.py --config configs/ade20k.py:r50
 
-writes JPEG photos of 683x512 with PNG label maps, the size of most of ADE20K, to a temporary folder, and evaluates
-random weights on them. The bare work is the network and the labels alone, from inputs that are ready in memory.
-The two take turns, so that a change of the machine's speed meets both.
+writes JPEG photos of 683x512 pixels, the size of most of ADE20K, with PNG label maps to a temporary folder, and
+evaluates random weights on them. The bare work is only the network and the labels, from inputs that are ready in
+memory. The two take turns, so that a change of the machine's speed affects both.
 """
 
 import operator
@@ -27,7 +27,7 @@ from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.models.fasseg import build_model, initial_variables
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "Model and inference.")
-PHOTOS = flags.DEFINE_integer("photos", 8, "Photos of a round.")
+PHOTOS = flags.DEFINE_integer("photos", 8, "Photos per round.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of each kind.")
 
 
@@ -43,7 +43,7 @@ def write_photos(root: Path) -> None:
 
 
 def compute_labels(segmenter: Segmenter, images: list[np.ndarray]) -> float:
-    """Images a second of the device's work alone; one image is computed while the one before is collected."""
+    """Images per second of only the device's work; it computes an image while the host collects the one before."""
     inputs = [inference.PhotoViews(image, segmenter.config).input(0)[None] for image in images]
     start = time.perf_counter()
     before = None
@@ -58,7 +58,7 @@ def compute_labels(segmenter: Segmenter, images: list[np.ndarray]) -> float:
 
 
 def main(_):
-    """Measures and reports."""
+    """Measure and report."""
     config = CONFIG.value
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder))

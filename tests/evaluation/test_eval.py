@@ -22,6 +22,8 @@ from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers.tiny_model import photo, tiny_model
 from tests.helpers.training_runs import ROOT, environment
 
+pytestmark = pytest.mark.slow  # every test starts processes
+
 SIZES = [(70, 100), (100, 70)]  # (height, width)
 NUM_IMAGES = 36
 

@@ -97,6 +97,7 @@ def evaluated(num_images=3):
     return total, classes, sorted(images, key=lambda image: image.score)
 
 
+@pytest.mark.slow
 def test_report_in_a_browser(tmp_path):
     counts, classes, images = evaluated()
     metrics = metrics_of(counts)
@@ -148,6 +149,7 @@ def test_report_in_a_browser(tmp_path):
     assert file.stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_strange_names_and_undefined_numbers(tmp_path):
     """Names that are HTML, classes in neither, nothing counted at all."""
     names = ("</script><script>document.body.innerHTML = ''</script>", "a & <b>", "unseen", "square <i>")
@@ -171,6 +173,7 @@ def test_strange_names_and_undefined_numbers(tmp_path):
     assert "Nothing was counted" in page and seen["byName"] == [0, 1, 3, 2]
 
 
+@pytest.mark.slow
 def test_many_classes_on_a_phone(tmp_path):
     """150 classes in a narrow window: nothing sticks out, every cell can be read."""
     rng = np.random.default_rng(0)

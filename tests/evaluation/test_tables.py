@@ -97,13 +97,13 @@ def test_confusion_cells():
     assert blue[2] > 200 > blue[0] and orange[0] > 200 > orange[2]
     np.testing.assert_array_equal(cells[1, 1, :3], blue)
     np.testing.assert_array_equal(cells[1, 0, :3], orange)
-    # Classes that the truth lacks are grey throughout.
+    # Rows of classes that do not occur in the ground truth are gray.
     np.testing.assert_array_equal(cells[2:], np.broadcast_to(cells[2, 0], cells[2:].shape))
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, 19, 150])
 def test_confusion_picture_shows_each_cell(num_classes):
-    """Every cell of the matrix is found in the picture, in its place and in its colour."""
+    """Every cell of the matrix is found in the picture, in its place and in its color."""
     rng = np.random.default_rng(0)
     confusion = rng.integers(0, 9, (num_classes, num_classes)) + np.eye(num_classes, dtype=int)
     names = tuple(f"class {i} with rather a long name" for i in range(num_classes))

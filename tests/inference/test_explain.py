@@ -24,6 +24,8 @@ SIZE, RESIZED, PADDED = (90, 121), (64, 86), (64, 96)  # photo, network's input 
 GRID = (2, 3)  # at stride 32
 QUERIES = 6
 CLASSES = load_classes("cityscapes")
+# Each kind compiles two networks.
+KINDS = ["window", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pixel", "mask2former"))]
 
 
 @functools.cache
@@ -69,7 +71,7 @@ def inside(boxes, y, x):
     return any(left <= x < right and top <= y < bottom for left, top, right, bottom in boxes)
 
 
-@pytest.mark.parametrize("kind", ["window", "pixel", "mask2former"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_queries_are_those_of_the_prediction(kind):
     explanation, _, labels, predictions, _ = explained(kind)
     logits = np.asarray(predictions.class_logits[0], np.float64)
@@ -77,7 +79,7 @@ def test_queries_are_those_of_the_prediction(kind):
     masks = 1 / (1 + np.exp(-np.asarray(predictions.mask_logits[0], np.float64)))
     assert sorted(query.index for query in explanation.queries) == list(range(QUERIES))
     shares = np.zeros(QUERIES)
-    rows, columns = RESIZED[0] // 4, (RESIZED[1] + 1) // 4  # cells whose centre is in the photo
+    rows, columns = RESIZED[0] // 4, (RESIZED[1] + 1) // 4  # cells whose center is in the photo
     for i in range(rows):
         for j in range(columns):
             y, x = int((4 * i + 2) * SIZE[0] / RESIZED[0]), int((4 * j + 2) * SIZE[1] / RESIZED[1])
@@ -93,7 +95,7 @@ def test_queries_are_those_of_the_prediction(kind):
         assert query.share == pytest.approx(shares[query.index], abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["window", "pixel", "mask2former"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_focus_is_the_attention_that_the_model_sows(kind):
     explanation, _, _, _, sown = explained(kind)
     assert [focus.layer for focus in explanation.focus] == list(range(len(sown["attention"])))
@@ -132,6 +134,7 @@ def test_hrca_windows_are_those_that_the_model_sows():
         np.testing.assert_allclose(focus[number], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_hrca_pixels_are_those_that_the_model_sows():
     explanation, _, _, _, sown = explained("pixel")
     (selection,) = explanation.selections
@@ -170,6 +173,7 @@ def test_page_names_queries_and_layers(monkeypatch):
     assert any("DFPQ pools" in text for text in written)
 
 
+@pytest.mark.slow
 def test_page_says_what_mask2former_lacks(monkeypatch):
     explanation, written = texts(monkeypatch, "mask2former")
     assert explanation.selections is None and explanation.positional_queries == "learned"
@@ -189,10 +193,10 @@ def test_heat_is_where_the_attention_is():
     attention = np.full((1, 4, 6), 0.01, np.float32)
     attention[0, 1, 3] = 0.7
     panel = _draw_heat(np.full((128, 172, 3), 90, np.uint8), Focus(0, 16, attention), 0, RESIZED)
-    # The panel shows 86 of the 96 columns; token (1, 3) has its centre at pixel (24, 56) of the input.
+    # The panel shows 86 of the 96 columns; token (1, 3) has its center at pixel (24, 56) of the input.
     y, x = np.unravel_index(panel.astype(int).sum(-1).argmax(), panel.shape[:2])
     assert abs(y - 24 * 128 / 64) <= 1.5 and abs(x - 56 * 172 / 86) <= 1.5
-    # The next pixel's centre is a 64th of a token away along both axes.
+    # The next pixel's center is a 64th of a token away along both axes.
     near = (1 - 1 / 64) ** 2
     strength = near + (1 - near) * 0.01 / 0.7
     expected = 0.85 * heat_colors(np.array(strength)).astype(float) + 0.15 * (12 + 0.42 * 90)
@@ -205,8 +209,8 @@ def test_photo_is_bright_in_masks_and_windows():
     mask[:, 11:] = 1  # from pixel 44 of 86
     panel = _highlight_mask(image, Query(0, 0, 1.0, 1.0, mask), RESIZED, np.array([200, 0, 0], np.uint8))
     edge = round(44 * SIZE[1] / RESIZED[1])
-    grey = image @ np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(panel[:, : edge - 5], (12 + 0.42 * grey)[:, : edge - 5, None].repeat(3, -1), atol=1)
+    gray = image @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(panel[:, : edge - 5], (12 + 0.42 * gray)[:, : edge - 5, None].repeat(3, -1), atol=1)
     np.testing.assert_allclose(panel[:, edge + 5 :], 0.4 * image[:, edge + 5 :] + [120, 0, 0], atol=1)
     boxes = np.array([[10, 20, 40, 60], [100, 70, 121, 90]], float)
     panel = _highlight_boxes(image, Selection(3, boxes), SIZE)

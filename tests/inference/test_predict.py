@@ -1,4 +1,4 @@
-"""The program as a user calls it, in a process of its own."""
+"""predict.py as a user runs it, in a process of its own."""
 
 import json
 import os
@@ -15,6 +15,8 @@ from fasseg_jax.visualization.overlay import draw_overlay
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers import ROOT
 from tests.helpers.tiny_model import photo, tiny_model
+
+pytestmark = pytest.mark.slow  # every test starts a process
 
 # Runs predict.main for each command line of a JSON list: [[status, stderr], ...]
 MANY_RUNS = """

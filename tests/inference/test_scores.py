@@ -33,7 +33,7 @@ def paint(placements, views, size, scores=False):
 
 
 def interpolation_matrix(source, target):
-    """(target, source) matrix of a bilinear resize with half-pixel centres, clamped at the border."""
+    """(target, source) matrix of a bilinear resize with half-pixel centers, clamped at the border."""
     matrix = np.zeros((target, source))
     for row in range(target):
         position = min(max((row + 0.5) * source / target - 0.5, 0), source - 1)

@@ -32,10 +32,10 @@ def changed(**settings):
 
 def network(config, variables, picture, padded):
     """The view of a picture, uint8 (h, w, 3), step by step in numpy but for the network itself."""
-    normalised = (picture - np.array([123.675, 116.28, 103.53])) / [58.395, 57.12, 57.375]
-    normalised = np.pad(normalised, [(0, padded[0] - picture.shape[0]), (0, padded[1] - picture.shape[1]), (0, 0)])
+    normalized = (picture - np.array([123.675, 116.28, 103.53])) / [58.395, 57.12, 57.375]
+    normalized = np.pad(normalized, [(0, padded[0] - picture.shape[0]), (0, padded[1] - picture.shape[1]), (0, 0)])
     predict = jax.jit(build_model(config.model).apply, static_argnames="train")
-    predictions = predict(variables, normalised[None].astype(np.float32), train=False)
+    predictions = predict(variables, normalized[None].astype(np.float32), train=False)
     logits = np.asarray(predictions.class_logits[0], np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     return ViewPrediction(probabilities[:, :-1], np.moveaxis(np.asarray(predictions.mask_logits[0]), 0, -1))
@@ -170,6 +170,7 @@ np.savez(sys.argv[1], sliding=sliding, **dict(single))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives(tmp_path):
     """But for ties: a program for several devices rounds otherwise than one for a single one, on some processors."""
     environment = dict(

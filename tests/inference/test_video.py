@@ -1,4 +1,4 @@
-"""Films of a few generated frames, written and read back."""
+"""Videos of a few generated frames, written and read back."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def frames(count=10, size=(96, 128)):
 
 
 def write(path, images, times=None, rotation=None):
-    """Write a film; `times` in milliseconds, otherwise 25 frames a second."""
+    """Write a video; `times` in milliseconds, by default 25 frames per second."""
     with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream("libx264", rate=25, options=QUALITY)
         stream.height, stream.width = images[0].shape[:2]
@@ -78,8 +78,8 @@ class Thresholds(Segmenter):
         yield from held
 
 
-def film_errors(source, written, label):
-    """For each frame of a film with overlay: mean error of its colours, their 99th percentile, the legend's mean."""
+def video_errors(source, written, label):
+    """For each frame of a video with overlay: mean error of its colors, their 99th percentile, the legend's mean."""
     legend = VideoLegend(CLASSES, 128)
     given, written = read(source)[0], read(written)[0]
     for before, after in zip(given, written, strict=True):
@@ -87,7 +87,7 @@ def film_errors(source, written, label):
         labels = label(before.image)
         expected = blend(before.image, labels, CLASSES.palette)
         assert after.image.shape == (96 + legend.height, 128, 3)
-        # H.264 stores colour at half the resolution: compare where colours do not change within a few pixels.
+        # H.264 stores color at half the resolution: compare where colors do not change within a few pixels.
         changes = np.abs(np.diff(labels.astype(int), axis=0, prepend=labels[:1])) > 0
         changes |= np.abs(np.diff(labels.astype(int), axis=1, prepend=labels[:, :1])) > 0
         near = np.zeros_like(changes)
@@ -98,37 +98,37 @@ def film_errors(source, written, label):
         yield error.mean(), np.quantile(error, 0.99), np.abs(after.image[96:].astype(int) - legend.draw(labels)).mean()
 
 
-def test_a_film_gets_its_overlay(tmp_path, monkeypatch):
-    """Number, times, size and colours of the frames."""
+def test_a_video_gets_its_overlay(tmp_path, monkeypatch):
+    """Number, times, size and colors of the frames."""
     monkeypatch.setitem(video.QUALITY, "crf", "1")  # so that errors are those of rounding
-    source = write(tmp_path / "film.mp4", frames())
+    source = write(tmp_path / "video.mp4", frames())
     segmenter = Thresholds()
     segmenter.label = lambda image: (photo(*image.shape[:2], seed=7)[..., 0] // 60 + 3).astype(np.uint8)
     summary = segment_video(segmenter, source, tmp_path / "out", batch_size=2)
-    assert summary.path == tmp_path / "out/film_overlay.mp4"
+    assert summary.path == tmp_path / "out/video_overlay.mp4"
     assert (summary.frames, summary.lost, summary.damaged, summary.stopped) == (10, 0, 0, False)
     with av.open(str(summary.path)) as container:
         (stream,) = container.streams
         assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
         assert stream.frames == 10 and stream.duration * stream.time_base == Fraction(10, 25)
-    for mean, most, legend in film_errors(source, summary.path, segmenter.label):
+    for mean, most, legend in video_errors(source, summary.path, segmenter.label):
         assert mean < 2.5 and most < 9 and legend < 2.5
 
 
-def test_answers_in_any_order_keep_the_order_of_the_film(tmp_path):
+def test_answers_in_any_order_keep_the_order_of_the_video(tmp_path):
     """Frames at uneven times."""
     times = [0, 40, 90, 500, 505, 520, 1000]
     images = [np.full((64, 80, 3), (28 * index + 21, 90, 90), np.uint8) for index in range(7)]
-    source = write(tmp_path / "film.mkv", images, times)
+    source = write(tmp_path / "video.mkv", images, times)
     segmenter = Thresholds()
     summary = segment_video(segmenter, source, tmp_path)
     written, _ = read(summary.path)
     assert summary.frames == 7 and segmenter.sizes == {(64, 80, 3)}
     assert [round(1000 * frame.time) for frame in written] == times
     for index, frame in enumerate(written):
-        colour = frame.image[10:50, 10:70].reshape(-1, 3).mean(0)
+        color = frame.image[10:50, 10:70].reshape(-1, 3).mean(0)
         expected = 0.45 * np.array([28 * index + 21, 90, 90]) + 0.55 * CLASSES.palette[2 * index + 1]
-        np.testing.assert_allclose(colour, expected, atol=8)
+        np.testing.assert_allclose(color, expected, atol=8)
 
 
 def test_odd_sizes_lose_a_row_and_a_column(tmp_path):
@@ -140,24 +140,24 @@ def test_odd_sizes_lose_a_row_and_a_column(tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode())
     given, reader = read(tmp_path / "odd.mkv")
-    np.testing.assert_array_equal(given[1].image, images[1])  # a lossless film
+    np.testing.assert_array_equal(given[1].image, images[1])  # a lossless video
     assert reader.rate == 10
     written, _ = read(segment_video(Thresholds(), str(tmp_path / "odd.mkv"), tmp_path).path)
     assert written[0].image.shape == (64 + VideoLegend(CLASSES, 82).height, 82, 3)
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
-def test_films_of_phones_are_turned_upright(tmp_path, rotation):
+def test_videos_of_phones_are_turned_upright(tmp_path, rotation):
     image = np.zeros((64, 96, 3), np.uint8)
     image[:32, :48] = (220, 20, 20)  # the upper left is red
-    given, _ = read(write(tmp_path / "film.mp4", [image] * 2, rotation=rotation))
+    given, _ = read(write(tmp_path / "video.mp4", [image] * 2, rotation=rotation))
     expected = np.rot90(image, rotation // 90)  # counter-clockwise
     assert given[0].image.shape == expected.shape
     assert np.abs(given[0].image.astype(int) - expected).mean() < 6
 
 
-def test_damaged_films_are_read_as_far_as_they_go(tmp_path):
-    source = Path(write(tmp_path / "film.mp4", frames(24)))
+def test_damaged_videos_are_read_as_far_as_they_go(tmp_path):
+    source = Path(write(tmp_path / "video.mp4", frames(24)))
     data = source.read_bytes()
     (tmp_path / "short.mp4").write_bytes(data[: len(data) * 6 // 10])
     summary = segment_video(Thresholds(), str(tmp_path / "short.mp4"), tmp_path)
@@ -172,8 +172,8 @@ def test_damaged_films_are_read_as_far_as_they_go(tmp_path):
     assert len(read(summary.path)[0]) == summary.frames
 
 
-def test_what_is_no_film_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "text.mp4").write_text("not a film " * 100)
+def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "text.mp4").write_text("not a video " * 100)
     (tmp_path / "empty.mp4").touch()
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -199,7 +199,7 @@ def test_what_is_no_film_is_refused(tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == before  # nothing half done is left
     monkeypatch.setattr(video, "av", None)
     with pytest.raises(VideoError, match=r"pip install -e '?\"?\.\[video\]"):
-        VideoReader("film.mp4")
+        VideoReader("video.mp4")
 
 
 def test_a_camera_runs_until_it_is_stopped(tmp_path, monkeypatch):
@@ -224,12 +224,12 @@ def test_a_network_gone_wrong_names_the_frame(tmp_path):
             yield next((key, self.label(image)) for key, image in photos)
             raise FloatingPointError("1: the network's output is not finite")
 
-    source = write(tmp_path / "film.mp4", frames(3))
+    source = write(tmp_path / "video.mp4", frames(3))
     with pytest.raises(FloatingPointError, match="frame 1: the network"):
         segment_video(Broken(), source, tmp_path)
 
 
-def test_colours_and_places_in_the_legend_stay():
+def test_colors_and_places_in_the_legend_stay():
     legend = VideoLegend(CLASSES, 400)  # two columns of two rows
     halves = lambda *ids: np.repeat(np.array(ids, np.uint8), 100)[None].repeat(40, 0)
     places = []
@@ -251,27 +251,28 @@ def test_colours_and_places_in_the_legend_stay():
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("camera:0", True), ("a/film.MP4", True), ("x.webm", True), ("photo.jpg", False), ("photos", False)],
+    [("camera:0", True), ("a/video.MP4", True), ("x.webm", True), ("photo.jpg", False), ("photos", False)],
 )
 def test_inputs_are_told_apart(source, expected):
     assert is_video(source) == expected
 
 
-def test_predict_takes_films_and_explains_photos(tmp_path):
+@pytest.mark.slow
+def test_predict_takes_videos_and_explains_photos(tmp_path):
     """predict.py as a user calls it."""
     save_checkpoint(tmp_path / "model", *tiny_model(), CLASSES)
-    data = Path(write(tmp_path / "film.mp4", frames())).read_bytes()
+    data = Path(write(tmp_path / "video.mp4", frames())).read_bytes()
     (tmp_path / "short.mp4").write_bytes(data[: len(data) * 6 // 10])
-    (tmp_path / "text.mp4").write_text("not a film")
+    (tmp_path / "text.mp4").write_text("not a video")
     Image.fromarray(photo(64, 96)).save(tmp_path / "photo.png")
     cases = [  # arguments, exit status, what the error says
-        (["--input=film.mp4"], 0, ""),
+        (["--input=video.mp4"], 0, ""),
         (["--input=short.mp4"], 1, "short.mp4: .* frames could not be decoded and are left out"),
         (["--input=text.mp4"], 1, "text.mp4: not a video that FFmpeg reads"),
         (["--input=camera:77"], 1, "camera:77: there is no such camera"),
         (["--input=absent.mp4"], 2, "absent.mp4: there is no such file"),
-        (["--input=film.mp4", "--scores"], 2, "--scores and --explain are for photos"),
-        (["--input=film.mp4", "--explain"], 2, "--scores and --explain are for photos"),
+        (["--input=video.mp4", "--scores"], 2, "--scores and --explain are for photos"),
+        (["--input=video.mp4", "--explain"], 2, "--scores and --explain are for photos"),
         (["--input=photo.png", "--explain", "--multi_scale"], 2, "--explain shows a prediction from a single view"),
         (["--input=photo.png", "--explain"], 0, ""),
     ]
@@ -291,10 +292,10 @@ def test_predict_takes_films_and_explains_photos(tmp_path):
         "photo_explanation.png",
     }
     segmenter = Segmenter(*tiny_model(), CLASSES)
-    films = str(tmp_path / "film.mp4"), tmp_path / "out/film_overlay.mp4"
-    errors = list(film_errors(*films, lambda image: segmenter(image).labels))
+    videos = str(tmp_path / "video.mp4"), tmp_path / "out/video_overlay.mp4"
+    errors = list(video_errors(*videos, lambda image: segmenter(image).labels))
     assert len(errors) == 10
-    for mean, most, _ in errors:  # with the losses that films have
+    for mean, most, _ in errors:  # with the losses that videos have
         assert mean < 5 and most < 25
     # The page is that of the photo and its labels.
     image, labels = photo(64, 96), np.asarray(Image.open(tmp_path / "out/photo_labels.png"))
