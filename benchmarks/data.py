@@ -1,9 +1,9 @@
-"""How fast training data are read and augmented: images a second, and where the time goes.
+"""Measures how fast training data are read and augmented: images a second, and the time of each stage.
 
     python benchmarks/data.py
 
-writes JPEG photos of 683x512 with PNG label maps, the size of most of ADE20K, to a temporary folder and draws 512x512
-crops of them by the recipe for ADE20K. CPU time tells what one core does, whatever else the machine is doing.
+writes JPEG photos of 683x512 pixels with PNG label maps, the size of most of ADE20K, to a temporary folder, and draws
+512x512 crops of them by the recipe for ADE20K. CPU time says what one core does, whatever else the machine is doing.
 """
 
 import tempfile
@@ -76,7 +76,7 @@ def main() -> None:
             "  resize to shorter side 768, crop": lambda i: resize_and_crop(
                 samples[i].image, samples[i].labels, (768, 1025), window
             ),
-            "  colour jitter": lambda i: jitter_colors(crops[i], rng),
+            "  color jitter": lambda i: jitter_colors(crops[i], rng),
         }
         for name, stage in stages.items():
             print(f"{name:36} {min(milliseconds(stage) for _ in range(REPEATS)):5.1f} ms of CPU an image")

@@ -1,4 +1,4 @@
-"""Augmentation, against Pillow resizing all of the photo, and a plain transcription of the recipe."""
+"""Augmentation, compared with Pillow resizing the whole photo, and with the recipe written out step by step."""
 
 import numpy as np
 import pytest
@@ -38,13 +38,13 @@ def test_resize_and_crop_equals_resizing_all(size, window):
         got_image, got_labels = resize_and_crop(image, ids, size, window)
         expected = resize_all(image, size, Image.Resampling.BILINEAR)[inside].astype(int)
         difference = np.abs(got_image.astype(int) - expected)
-        assert difference.max() <= 2  # a tie in either of the two passes
+        assert difference.max() <= 2  # a tie in each of the two passes
         assert difference.mean() < 0.05
         np.testing.assert_array_equal(got_labels, resize_all(ids, size, Image.Resampling.NEAREST)[inside])
 
 
 def plain_augment(image, labels, config, ignore_label, rng):
-    """The recipe step by step, each on the whole picture."""
+    """The recipe step by step, each step on the whole image."""
     short = rng.choice(config.short_sides)
     scale = min(short / min(labels.shape), config.max_long_side / max(labels.shape))
     height, width = (int(side * scale + 0.5) for side in labels.shape)
@@ -79,7 +79,7 @@ def test_augment_follows_the_recipe(seed):
 
 
 def test_draws_are_uniform():
-    """Columns are numbered by colour: sizes, offsets and flips can be read off the crop."""
+    """Colors number the columns, so that the crop shows its size, offset and flip."""
     image = np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, axis=0).repeat(3, axis=2)
     labels = np.zeros((50, 100), np.uint8)
     config = ConfigDict(

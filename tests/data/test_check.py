@@ -1,4 +1,4 @@
-"""The look at all data: counts against plain loops, and every problem told."""
+"""The look at all data: counts equal those of plain loops, and every problem is reported."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Colour jitter, against Python's colorsys and plain arithmetic."""
+"""Color jitter, compared with Python's colorsys and plain arithmetic."""
 
 import colorsys
 
@@ -19,14 +19,14 @@ def test_adjust_values_truncates_and_clips():
 def test_hue_and_saturation_equal_colorsys(degrees, factor):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 30, 3), np.uint8)
-    image[0] = rng.integers(0, 256, (30, 1))  # greys
+    image[0] = rng.integers(0, 256, (30, 1))  # grays
     image[1] = rng.choice([0, 255], (30, 3))  # the corners of the cube
     image[2, :, 1] = image[2, :, 0]  # two equal primaries
     expected = np.empty(image.shape)
-    for place in np.ndindex(image.shape[:2]):
-        hue, saturation, value = colorsys.rgb_to_hsv(*image[place] / 255)
+    for pixel in np.ndindex(image.shape[:2]):
+        hue, saturation, value = colorsys.rgb_to_hsv(*image[pixel] / 255)
         rgb = colorsys.hsv_to_rgb((hue + degrees / 360) % 1, min(saturation * factor, 1), value)
-        expected[place] = np.multiply(rgb, 255)
+        expected[pixel] = np.multiply(rgb, 255)
     result = color.adjust_hue_saturation(image, degrees, factor)
     assert result.dtype == np.uint8
     np.testing.assert_allclose(result, expected, atol=0.501)  # rounded to the nearest

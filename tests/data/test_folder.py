@@ -1,4 +1,4 @@
-"""Folder data sets: what is read, and what each mistake is told as."""
+"""Folder data sets: what is read, and the message for each mistake."""
 
 import io
 import re
@@ -100,8 +100,8 @@ def test_palette_png_is_read_as_indices(colors):
     np.testing.assert_array_equal(decode_labels(buffer.getvalue(), "file"), values)
 
 
-def grey_png_of_few_bits(bits: int) -> bytes:
-    """8-bit grey PNG turned into one of `bits` bits: Pillow writes none itself."""
+def gray_png_of_few_bits(bits: int) -> bytes:
+    """A gray PNG of `bits` bits, which Pillow does not write."""
     import struct
     import zlib
 
@@ -118,8 +118,8 @@ def grey_png_of_few_bits(bits: int) -> bytes:
     [
         (png(np.zeros((4, 4, 3), np.uint8)), "mode RGB"),
         (png(np.zeros((4, 4), bool)), "fewer than 8 bits"),
-        (grey_png_of_few_bits(2), "fewer than 8 bits"),
-        (grey_png_of_few_bits(4), "fewer than 8 bits"),
+        (gray_png_of_few_bits(2), "fewer than 8 bits"),
+        (gray_png_of_few_bits(4), "fewer than 8 bits"),
         (b"no picture", "unknown format"),
         (b"", "unknown format"),
         (png(np.random.default_rng(0).integers(0, 9, (99, 99), np.uint8))[:2000], "cannot be read"),
@@ -156,7 +156,7 @@ def test_exif_orientation_follows_the_label_map():
         decode_sample(file, np.zeros((8, 9), np.uint8), "photo", "labels")
 
 
-def test_grey_and_transparent_photos_become_rgb(root):
+def test_gray_and_transparent_photos_become_rgb(root):
     values = np.random.default_rng(0).integers(0, 256, (40, 52), np.uint8)
     (root / "images/training/0.jpg").unlink()
     write_image(root / "images/training/0.png", np.dstack([values] * 4))
@@ -197,7 +197,7 @@ def vanished_file(root):
 @pytest.mark.parametrize(
     "spoil", [corrupt_photo, empty_photo, larger_label_map, unknown_ids, many_unknown_ids, vanished_file]
 )
-def test_spoilt_sample_is_named(root, spoil):
+def test_a_spoiled_sample_is_named(root, spoil):
     message = spoil(root)
     source = open_source(folder_config(root), "training")
     if spoil is vanished_file:
@@ -240,7 +240,7 @@ def empty_split(root):
 
 
 @pytest.mark.parametrize("spoil", [no_label_map, no_photo, two_photos, several, no_folder, empty_split])
-def test_spoilt_folder_is_refused(root, spoil):
+def test_a_spoiled_folder_is_refused(root, spoil):
     config = folder_config(root)
     message = spoil(root)
     with pytest.raises(DataError, match=message):

@@ -1,4 +1,4 @@
-"""Training batches: the same for a step on any number of hosts and threads, every sample once an epoch."""
+"""Training batches: a step has the same batch on any number of hosts and threads; an epoch has every sample once."""
 
 import dataclasses
 
@@ -53,13 +53,13 @@ def test_crop_without_labels_has_no_classes(tmp_path):
 
 @pytest.mark.parametrize("num_hosts", [2, 4])
 def test_hosts_make_contiguous_blocks(config, num_hosts):
-    alone = make_batches(config)
+    one_host = make_batches(config)
     hosts = [make_batches(config, host=host, num_hosts=num_hosts) for host in range(num_hosts)]
     for step in (0, 3, 19):
         parts = [dataclasses.asdict(host[step]) for host in hosts]
         assert all(len(part["names"]) == 4 // num_hosts for part in parts)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        assert_equal(Batch(**joined | {"names": tuple(joined["names"].tolist())}), alone[step])
+        assert_equal(Batch(**joined | {"names": tuple(joined["names"].tolist())}), one_host[step])
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -73,7 +73,7 @@ def test_threads_change_nothing(config, num_threads):
 
 
 def test_epochs(config):
-    """Ten samples in batches of four: two epochs in five steps, a step holding the end of one and the next's start."""
+    """Ten samples in batches of four: two epochs take five steps, and one batch holds parts of both."""
     batches = make_batches(config)
     visited = np.concatenate([batches[step].index for step in range(20)])
     epochs = visited.reshape(8, 10)
@@ -81,7 +81,7 @@ def test_epochs(config):
     assert len({tuple(epoch) for epoch in epochs}) == 8
 
 
-def test_augmentation_is_drawn_anew_each_epoch(config):
+def test_each_epoch_draws_another_augmentation(config):
     batches = make_batches(config)
     crops = [
         (index, image.tobytes()) for batch in batches for index, image in zip(batch.index, batch.images, strict=True)
@@ -135,7 +135,7 @@ def test_too_many_classes(config):
         make_batches(config)[0]
 
 
-def test_reading_ahead_raises_what_a_file_is_wrong_with(tmp_path):
+def test_reading_ahead_raises_the_error_of_a_file(tmp_path):
     config = folder_config(write_folder(tmp_path / "data"))
     (tmp_path / "data/images/training/3.jpg").write_bytes(b"?")
     with pytest.raises(DataError, match=r"3\.jpg: cannot be read as a picture"):

@@ -1,3 +1,5 @@
+"""Test sizes, resizing and normalization, compared with plain arithmetic."""
+
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""The generated data set: outlines against polygons, ignored borders, seeds."""
+"""The generated data set: outlines compared with polygons, ignored borders, seeds."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_polygons(name):
     np.testing.assert_array_equal(got < 0, expected < 0)
     assert (np.abs(got) <= np.abs(expected) + 1e-9).all()
     near = np.abs(expected) < 0.5
-    assert np.mean(np.abs(got - expected)[near] < 1e-9) > 0.9  # but for the corners
+    assert np.mean(np.abs(got - expected)[near] < 1e-9) > 0.9  # except near corners
 
 
 def test_round_shapes():
@@ -74,7 +74,7 @@ def test_every_class_occurs_and_no_other():
     assert counts[6:255].sum() == 0
 
 
-def test_samples_depend_on_split_and_index_alone():
+def test_samples_depend_on_split_and_index_only():
     first, again = source()[3], source(length=1000)[3]
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.labels, again.labels)

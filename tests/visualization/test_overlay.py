@@ -1,3 +1,5 @@
+"""Overlays and comparisons show the palette's colors, borders, and a legend of the classes found."""
+
 import numpy as np
 import pytest
 
@@ -21,8 +23,8 @@ def picture_of(size, warning=None):
     return image, labels, np.asarray(draw_overlay(image, labels, CLASSES, warning))
 
 
-def shows(picture, colour):
-    return (picture == np.asarray(colour)).all(-1).any()
+def shows(picture, color):
+    return (picture == np.asarray(color)).all(-1).any()
 
 
 def test_blends_the_palette_and_draws_borders():
@@ -41,8 +43,8 @@ def test_legend_shows_the_classes_found(size):
     _, labels, picture = picture_of(size)
     enlargement = max(1, 256 // max(size))
     legend = picture[size[0] * enlargement :]
-    for class_id, colour in enumerate(CLASSES.palette):
-        assert shows(legend, colour) == (class_id in labels)
+    for class_id, color in enumerate(CLASSES.palette):
+        assert shows(legend, color) == (class_id in labels)
     assert not shows(legend, WARNING_RED)
     # Nothing touches the edges: names that are too long are cut.
     for edge in (legend[:, :10], legend[:, -10:], legend[-5:]):
@@ -77,7 +79,10 @@ def test_comparison_shows_photo_truth_and_prediction():
     picture = draw_comparison([(image, truth, np.zeros_like(truth))], CLASSES)
     top = next(y for y in range(len(picture)) if (picture[y, :PANEL_WIDTH] == image[0]).all())
     panels = [picture[top : top + 40, x : x + PANEL_WIDTH] for x in range(0, picture.shape[1], PANEL_WIDTH + PANEL_GAP)]
-    blended = lambda class_id: (1 - OPACITY) * image + OPACITY * CLASSES.palette[class_id]
+
+    def blended(class_id):
+        return (1 - OPACITY) * image + OPACITY * CLASSES.palette[class_id]
+
     np.testing.assert_array_equal(panels[0], image)
     np.testing.assert_allclose(panels[1][:18], blended(1)[:18], atol=1)  # above the border that ends the class
     np.testing.assert_array_equal(panels[1][21:], image[21:])
