@@ -66,7 +66,7 @@ def open_photo(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
 def _upright(image: Image.Image) -> Image.Image:
     image.load()  # raises what is wrong with the pixels
     try:
-        return ImageOps.exif_transpose(image) or image  # None comes only of work in place
+        return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data raise nearly anything; viewers show such a photo as stored
         return image
 
@@ -75,7 +75,9 @@ def to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     """Convert an image of any mode to RGB; `file_format` is Pillow's name of the format it was read from."""
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+        converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+        assert converted is not None  # it is None only if Pillow converts in place
+        return converted
     if image.mode.startswith(("I", "F")):  # Pillow's own conversion clips these to 0 to 255
         values = np.nan_to_num(np.asarray(image, np.float64))
         # 16-bit gray is "I;16" in most formats and "I" in netpbm.
