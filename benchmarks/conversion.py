@@ -2,9 +2,9 @@
 
     python benchmarks/conversion.py [CONFIG ...]
 
-For each configuration (configs/ade20k.py:r50 and configs/ade20k.py:swin_l unless others are named) a .pth file of
-random weights with the official names is made and converted. The peak of the resident memory is reported as a whole
-and without what importing the same modules takes. It counts pages of the mapped file, which the system can drop.
+For each configuration (by default configs/ade20k.py:r50 and configs/ade20k.py:swin_l) it makes a .pth file of random
+weights with the official names, and converts it. It reports the peak of the resident memory, with and without the
+memory that importing the same modules takes. The peak counts pages of the mapped file, which the system can drop.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# This process imports little and leaves the work to others: a process's peak includes its parent's at the start.
+# A process's peak includes its parent's memory at the start, so this process imports little; others do the work.
 MAKE_WEIGHTS = """
 import sys
 import jax, jax.numpy as jnp, torch
@@ -40,7 +40,7 @@ torch.save({"model": state_dict}, sys.argv[2])
 
 
 def measure(*arguments: str) -> tuple[float, int]:
-    """Runs Python in a process of its own; returns seconds and the peak of its resident memory in bytes."""
+    """Run Python in another process; returns its seconds and the peak of its resident memory in bytes."""
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     _, status, usage = os.wait4(process.pid, 0)
@@ -50,9 +50,9 @@ def measure(*arguments: str) -> tuple[float, int]:
 
 
 def main(configs: list[str]) -> None:
-    """Prints one line for each configuration."""
+    """Print one line for each configuration."""
     import_seconds, import_bytes = measure("-c", "import fasseg_jax.weights.convert, torch")
-    print(f"imports alone: {import_seconds:.1f} s, {import_bytes / 1e6:.0f} MB")
+    print(f"only imports: {import_seconds:.1f} s, {import_bytes / 1e6:.0f} MB")
     for config in configs:
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "weights.pth"

@@ -16,7 +16,8 @@ from fasseg_jax.data.labels import label_dtype
 from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalize
 from fasseg_jax.export.load_exported import FORMAT
 from fasseg_jax.inference.views import ceil_div
-from fasseg_jax.models.fasseg import FASeg, Predictions, build_model
+from fasseg_jax.models.fasseg import FASeg, build_model
+from fasseg_jax.models.predictions import MASK_STRIDE, Predictions
 from fasseg_jax.ops.resize import resize_bilinear, taps
 from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.weights.checkpoint import Checkpoint
@@ -25,7 +26,6 @@ __all__ = ["PLATFORMS", "export_model", "labels_function"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 BLOCK_ROWS = 32  # rows of the photo whose scores are in memory at once
-MASK_STRIDE = 4  # of the mask logits, in pixels of the network's input
 
 LabelsFunction = Callable[[dict[str, Array], UInt8[Array, "H W 3"]], UInt[Array, "H W"]]
 
@@ -124,9 +124,8 @@ def _labels(
         low, high, weight = block  # (R,) each
         weight = weight[:, None, None]
         masks = mask_logits[low] * (1 - weight) + mask_logits[high] * weight  # (R, w, Q)
-        masks = resize_bilinear(masks[None], (BLOCK_ROWS, mask_logits.shape[1] * MASK_STRIDE))[
-            0, :, :width
-        ]  # (R, W, Q)
+        masks = resize_bilinear(masks[None], (BLOCK_ROWS, mask_logits.shape[1] * MASK_STRIDE))[0]
+        masks = masks[:, :width]  # (R, W, Q)
         scores = jnp.einsum("rwq,qk->rwk", jax.nn.sigmoid(masks), class_probabilities, precision="highest")
         best = scores.max(axis=-1, keepdims=True)
         return jnp.where(scores == best, class_ids, num_classes).min(axis=-1)  # the first of equals, (R, W)

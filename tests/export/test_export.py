@@ -18,10 +18,8 @@ from fasseg_jax.weights.checkpoint import Checkpoint, save_checkpoint
 from tests.helpers import ROOT
 from tests.helpers.tiny_model import photo, tiny_config, tiny_model
 
-SIZES = [
-    (64, 96),
-    (64, 75),
-]  # a multiple of 32, and one that needs padding; both are test sizes of the tiny configuration
+# A multiple of 32, and one that needs padding; both are test sizes of the tiny configuration.
+SIZES = [(64, 96), (64, 75)]
 
 # Runs a copy of the loader in a process that can import nothing else of the project.
 WITHOUT_THE_PACKAGE = """
