@@ -1,9 +1,9 @@
-"""Time of the exact assignment on the device, beside scipy's on the host and optax's.
+"""Time of the exact assignment on the device, beside SciPy's on the host and optax's.
 
     python benchmarks/assignment.py
 
-As many problems as a training step has: 14 predictions of 16 images, 100 queries and 4 to 30 targets of at most 40.
-Optax's takes no number of targets: its padding costs are zero, and its answer for the real ones is the same.
+There are as many problems as in a training step: 14 predictions of 16 images, with 100 queries and 4 to 30 targets of
+at most 40. Optax's function takes no number of targets. With padding costs of zero it assigns the real targets alike.
 """
 
 import time
@@ -20,7 +20,7 @@ PROBLEMS, QUERIES, MAX_TARGETS = 14 * 16, 100, 40
 
 
 def best_seconds(function, *arguments, repeats: int = 5) -> float:
-    """Least wall time of a call, after one that compiles."""
+    """The least wall time of a call, after one that compiles."""
     jax.block_until_ready(function(*arguments))
     seconds = []
     for _ in range(repeats):
@@ -31,13 +31,13 @@ def best_seconds(function, *arguments, repeats: int = 5) -> float:
 
 
 def by_scipy(costs: np.ndarray, num_targets: np.ndarray) -> float:
-    """Sum of the optimal costs."""
+    """The sum of the optimal costs."""
     problems = [cost[:, :n] for cost, n in zip(costs, num_targets, strict=True)]
     return sum(cost[linear_sum_assignment(cost)].sum(dtype=np.float64) for cost in problems)
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     rng = np.random.default_rng(0)
     num_targets = rng.integers(4, 31, PROBLEMS).astype(np.int32)
     shape = (PROBLEMS, QUERIES, MAX_TARGETS)

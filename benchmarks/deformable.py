@@ -1,11 +1,11 @@
-"""Time of deformable attention's sampling alone, forward and with its derivative, beside PyTorch's `grid_sample`.
+"""Time of deformable sampling, forward and with its derivative, beside PyTorch's `grid_sample`.
 
     pip install -e ".[torch]"
     python benchmarks/deformable.py --size 512x512 --batch 1 --output deformable.json
 
-Both sample the same values at the same places, of all tokens of strides 32, 16, 8 with 8 heads of 32 channels and 4
-points, and must agree. They run in turn. The kernels are timed where there is a TPU or an NVIDIA GPU; elsewhere they
-would be emulated.
+All sample the same values at the same locations, for all tokens of strides 32, 16, 8 with 8 heads of 32 channels and 4
+points, and must agree. They run in turn. A kernel takes part where the device suits it; elsewhere Pallas would emulate
+it.
 """
 
 import json
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fasseg_jax.models.layers.deformable_attention import reference_points
-from fasseg_jax.ops.deformable.sampling import deformable_sample
+from fasseg_jax.ops.deformable.sampling import METHODS, deformable_sample
 
 SIZE = flags.DEFINE_string("size", "512x512", "Height x width of the images, multiples of 32.")
 BATCH = flags.DEFINE_integer("batch", 1, "Images at once.")
@@ -51,33 +51,42 @@ def grid_sample(values, locations, weights, shapes):
 
 
 def inputs(shapes):
-    """Values, locations, weights and a gradient of the output, float32."""
+    """Values, locations, weights and a cotangent of the output, float32."""
     rng = np.random.default_rng(0)
     b, n, levels = BATCH.value, sum(h * w for h, w in shapes), len(shapes)
     values = rng.standard_normal((b, n, HEADS, CHANNELS))
     offsets = rng.normal(0, OFFSET.value, (b, n, HEADS, levels, POINTS, 2))
     locations = reference_points(shapes)[:, None, None, None] + offsets / np.array([(w, h) for h, w in shapes])[:, None]
     weights = rng.dirichlet(np.ones(levels * POINTS), (b, n, HEADS)).reshape(b, n, HEADS, levels, POINTS)
-    gradient = rng.standard_normal((b, n, HEADS, CHANNELS))
-    return [x.astype(np.float32) for x in (values, locations, weights, gradient)]
+    cotangent = rng.standard_normal((b, n, HEADS, CHANNELS))
+    return [x.astype(np.float32) for x in (values, locations, weights, cotangent)]
 
 
 def ours(arrays, shapes, method):
     """Functions of no argument: the forward pass, and both passes."""
-    arrays = [jnp.asarray(x) for x in arrays]
-    sample = jax.jit(lambda *x: deformable_sample(*x, shapes, method))
+    *leaves, cotangent = (jnp.asarray(x) for x in arrays)
 
     @jax.jit
-    def both(*x):
-        out, backward = jax.vjp(lambda *x: deformable_sample(*x, shapes, method), *x[:3])
-        return out, *backward(x[3])
+    def sample(values, locations, weights):
+        return deformable_sample(values, locations, weights, shapes, method)
 
-    return lambda: [jax.block_until_ready(sample(*arrays[:3]))], lambda: jax.block_until_ready(both(*arrays))
+    @jax.jit
+    def sample_and_gradients(cotangent, *leaves):
+        out, backward = jax.vjp(sample, *leaves)
+        return out, *backward(cotangent)
+
+    def forward():
+        return [jax.block_until_ready(sample(*leaves))]
+
+    def both():
+        return jax.block_until_ready(sample_and_gradients(cotangent, *leaves))
+
+    return forward, both
 
 
 def theirs(arrays, shapes):
     """The same in PyTorch."""
-    *leaves, gradient = (torch.from_numpy(x) for x in arrays)
+    *leaves, cotangent = (torch.from_numpy(x) for x in arrays)
 
     def forward():
         with torch.inference_mode():
@@ -86,19 +95,20 @@ def theirs(arrays, shapes):
     def both():
         tensors = [x.detach().requires_grad_() for x in leaves]
         out = grid_sample(*tensors, shapes)
-        return out.detach(), *torch.autograd.grad(out, tensors, gradient)
+        return out.detach(), *torch.autograd.grad(out, tensors, cotangent)
 
     return forward, both
 
 
 def main(_):
-    """Measures and reports."""
+    """Measure and report."""
     height, width = map(int, SIZE.value.split("x"))
     shapes = tuple((height // stride, width // stride) for stride in (32, 16, 8))
     arrays = inputs(shapes)
-    contenders = {"grid_sample": theirs(arrays, shapes), "gather": ours(arrays, shapes, "gather")}
-    if kernel := {"tpu": "dense", "gpu": "fused"}.get(jax.default_backend()):
-        contenders[kernel] = ours(arrays, shapes, kernel)
+    contenders = {"grid_sample": theirs(arrays, shapes)}
+    for name, method in METHODS.items():
+        if method.suits(jax.devices()[0]):
+            contenders[name] = ours(arrays, shapes, name)
 
     expected = [np.asarray(x) for x in contenders["grid_sample"][1]()]
     for name, (forward, both) in contenders.items():

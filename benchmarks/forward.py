@@ -3,10 +3,11 @@
     pip install -e ".[benchmarks]"
     python benchmarks/forward.py --batches 1,8 --output forward.json
 
-A contender is a configuration of this package (`configs/ade20k.py:r50`), `huggingface` or `huggingface-compiled`: the
-Mask2Former of `transformers` with Swin-T, the network of `configs/ade20k.py:mask2former_swin_t`, run eagerly or through
-`torch.compile`. Weights are random: their values do not change the time. Each contender is a process of its own; they
-run in turn, round after round, so that what else the machine does meets all alike.
+A contender is a configuration of this package (`configs/ade20k.py:r50`), `huggingface` or `huggingface-compiled`. The
+last two are the Mask2Former of `transformers` with Swin-T, which is the network of
+`configs/ade20k.py:mask2former_swin_t`, run eagerly or through `torch.compile`. Weights are random, which does not
+change the time. Each contender has a process of its own. They run in turn, round after round, so that other load on the
+machine slows all of them alike.
 """
 
 import ctypes
@@ -31,7 +32,7 @@ CONTENDERS = flags.DEFINE_list(
 )
 SIZE = flags.DEFINE_string("size", "512x512", "Height x width of the images, multiples of 32.")
 BATCHES = flags.DEFINE_list("batches", "1", "Numbers of images at once, for instance 1,8,32.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the computation.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed runs of each contender.", lower_bound=1)
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
@@ -47,12 +48,12 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """A contender that can run: `run()` is one forward pass, and `matmul()` one product of 2048 x 2048 matrices."""
+    """A contender that can run: `run()` is one forward pass, `matmul()` one matmul of 2048 x 2048 matrices."""
 
     run: Callable[[], None]
     matmul: Callable[[], None]
     parameters: int
-    flop: float | None  # of a forward pass, as the framework counts them
+    flop: float | None  # of a forward pass, by the framework's count
     compile_s: float
 
 
@@ -87,7 +88,7 @@ def ours(task: Task) -> Ready:
 
 
 def huggingface(task: Task) -> Ready:
-    """Mask2Former with Swin-T, made from its configuration without any download."""
+    """Mask2Former with Swin-T, made from its configuration, without a download."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
@@ -119,16 +120,16 @@ def huggingface(task: Task) -> Ready:
 
 
 def peak_memory_mb(reset: bool = False) -> float:
-    """Most memory that this process has held, since its start or the last `reset` (Linux)."""
+    """The most memory that this process has held since its start or the last `reset` (Linux)."""
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
     if reset:
-        ctypes.CDLL(None).malloc_trim(0)  # what has been freed; for us it is what `release_compiler_memory` does
+        ctypes.CDLL(None).malloc_trim(0)  # gives freed memory back, as `release_compiler_memory` does
         Path("/proc/self/clear_refs").write_text("5")
     return peak
 
 
 def worker(task: Task, pipe) -> None:
-    """Process of one contender: sends its facts when ready, then the seconds of a run for each request."""
+    """The process of one contender: send its facts when ready, then the seconds of a run for each request."""
     ready = (huggingface if task.contender.startswith("huggingface") else ours)(task)
     ready.run()
     facts = {"parameters": ready.parameters, "flop": ready.flop, "compile_s": ready.compile_s}
@@ -141,7 +142,7 @@ def worker(task: Task, pipe) -> None:
 
 
 def measure(batch: int) -> list[dict]:
-    """Figures of all contenders at one batch size, the contenders taking turns."""
+    """Figures of all contenders at one batch size; the contenders take turns."""
     height, width = map(int, SIZE.value.split("x"))
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
@@ -150,10 +151,10 @@ def measure(batch: int) -> list[dict]:
         task = Task(contender, (batch, height, width, 3), DTYPE.value)
         processes.append(spawn.Process(target=worker, args=(task, there), daemon=True))
         processes[-1].start()
-        there.close()  # so that the death of the worker is noticed here
+        there.close()  # so that this process notices when the worker dies
         pipes[contender] = here
         try:
-            facts = here.recv()  # one after the other: they shall not compete for the processor
+            facts = here.recv()  # one after the other, so that they do not compete for the processor
         except EOFError:
             raise SystemExit(f"forward.py: contender {contender} failed; its error is above") from None
         pipes[contender] = (here, facts)
@@ -194,7 +195,7 @@ def measure(batch: int) -> list[dict]:
 
 
 def show(results: list[dict]) -> None:
-    """The table, one line a contender and batch size; ratios are to the first Hugging Face contender."""
+    """Print a table, one line for each contender and batch size; ratios are to the first Hugging Face contender."""
     title = f"Forward pass, {SIZE.value}, {DTYPE.value}, {len(os.sched_getaffinity(0))} cores"
     columns = ("contender", "batch", "median s", "min – max", "images/s", "time", "peak MB", "memory", "of matmul peak")
     table = Table(title=title)
@@ -202,7 +203,10 @@ def show(results: list[dict]) -> None:
         table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
     for result in results:
         rivals = [r for r in results if r["contender"] == "huggingface" and r["batch"] == result["batch"]]
-        ratio = lambda key, result=result, rivals=rivals: f"{result[key] / rivals[0][key]:.2f}x" if rivals else ""
+
+        def ratio(key, result=result, rivals=rivals):
+            return f"{result[key] / rivals[0][key]:.2f}x" if rivals else ""
+
         share = result["gflop_per_s"] and result["gflop_per_s"] / result["matmul_gflop_per_s"]
         table.add_row(
             result["contender"].removeprefix("configs/"),
@@ -220,7 +224,7 @@ def show(results: list[dict]) -> None:
 
 
 def main(_):
-    """Measures and reports."""
+    """Measure and report."""
     results = [result for batch in BATCHES.value for result in measure(int(batch))]
     show(results)
     if OUTPUT.value:

@@ -1,12 +1,12 @@
-"""Compiles the forward pass or the training step for an NVIDIA GPU, without one, and reports what the program does.
+"""Compile the forward pass or the training step for an NVIDIA GPU, without one, and report what the program does.
 
     pip install -e ".[cuda]"
     python benchmarks/gpu_compile.py --config configs/ade20k.py:r50 --config.model.dtype=bfloat16 --batch 16
 
-Memory on the GPU, launches and the memory that they read and write (see `gpu_program.py`), of which follows a least
-time: at the GPU's bandwidth, arithmetic not counted. Nothing is run. Loops whose length only the data decide, as those
-over targets, count --loop_length times. The compiler cannot try out its choices without a GPU; on one it may take
-others.
+It reports the memory on the GPU, the kernel launches, and the bytes that they read and write (see `gpu_program.py`).
+The least time is that of these bytes at the GPU's bandwidth, without arithmetic. Loops whose length depends on the
+data, as those over targets, count as --loop_length iterations. Nothing runs, so the compiler cannot try out its
+choices; on a GPU it may take others.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ GPUS = {
     "h100": Gpu("NVIDIA H100 80GB HBM3", 80 * 2**30, 3.35e12),
     "h200": Gpu("NVIDIA H200", 141 * 10**9, 4.8e12),
 }
-# Both are the same chip; as the compiler's own description of a device, `stream_executor::GpuTargetConfigProto`.
+# Both are the same chip, described as the compiler's `stream_executor::GpuTargetConfigProto`.
 DESCRIPTION = """
 gpu_device_info {{
   cuda_compute_capability {{ major: 9 }}
@@ -62,16 +62,19 @@ device_description_str: "{name}"
 """
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe.")
-FORWARD = flags.DEFINE_bool("forward", False, "The forward pass, not the training step.")
+FORWARD = flags.DEFINE_bool("forward", False, "Compile the forward pass, not the training step.")
 BATCH = flags.DEFINE_integer("batch", 16, "Images at once.")
-GPU = flags.DEFINE_enum("gpu", "h100", list(GPUS), "To compile for.")
-LOOP_LENGTH = flags.DEFINE_integer("loop_length", 2, "Of loops over targets: 128 pairs a turn, so 8 to 16 an image.")
+GPU = flags.DEFINE_enum("gpu", "h100", list(GPUS), "GPU to compile for.")
+LOOP_LENGTH = flags.DEFINE_integer("loop_length", 2, "Iterations of loops over targets: 128 pairs each.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
 def lower_forward(config, devices) -> jax.stages.Lowered:
-    """The network alone."""
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(devices[0]))
+    """The network."""
+
+    def place(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(devices[0]))
+
     model = build_model(config.model)
     variables = jax.tree.map(place, jax.eval_shape(lambda: initial_variables(model, 0)))
     images = jax.ShapeDtypeStruct((BATCH.value, *config.augmentation.crop, 3), jnp.float32)
@@ -79,11 +82,11 @@ def lower_forward(config, devices) -> jax.stages.Lowered:
 
 
 def main(_):
-    """Compiles and reports."""
+    """Compile and report."""
     config, gpu = CONFIG.value, GPUS[GPU.value]
     config.train.batch_size = BATCH.value
     if config.model.deformable_attention == "auto":
-        config.model.deformable_attention = "fused"  # what "auto" is on such a GPU
+        config.model.deformable_attention = "gpu"  # what "auto" is on such a GPU
     description = DESCRIPTION.format(**dataclasses.asdict(gpu))
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", topology="1x1x1", target_config=description

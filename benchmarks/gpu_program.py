@@ -1,9 +1,9 @@
 """What a program compiled for a GPU does, read from its text: launches, and the memory that they read and write.
 
-Every operation of the compiled program that is no bookkeeping is a launch. It reads its operands and writes its result,
-once; of an operand that it only takes slices or rows of, these, and where it sets a slice of an operand in place, that
-slice. (What a Pallas kernel or a gather reads more than once, caches mostly serve. Copies made within a library's call
-are not seen.) Loops count as often as they run.
+Every operation of the compiled program except bookkeeping is a launch. It reads its operands and writes its result
+once. Where it only takes slices or rows of an operand, it reads those; where it sets a slice of an operand in place, it
+writes that slice. Loops count as often as they run. Not counted: what a Pallas kernel or a gather reads more than once,
+which caches mostly serve, and copies within a library's call.
 """
 
 import collections
@@ -20,7 +20,13 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "
 
 @dataclasses.dataclass
 class Work:
-    """Attributes: launches; gigabytes that they read and write; the latter by the names of the model's parts."""
+    """What a program does.
+
+    Attributes:
+      launches: of kernels.
+      gigabytes: that they read and write.
+      by_part: the gigabytes by the names of the model's parts.
+    """
 
     launches: int
     gigabytes: float
@@ -29,7 +35,7 @@ class Work:
 
 @dataclasses.dataclass
 class Operation:
-    """One line of a computation."""
+    """One line of a computation in the program's text."""
 
     kind: str
     bytes: int  # of its result
@@ -37,18 +43,18 @@ class Operation:
     line: str
 
     def named(self, what: str) -> list[str]:
-        """Computations that the line names, as calls=... does."""
+        """Computations that the line names, as by calls=..."""
         found = re.findall(rf"\b(?:{what})=(?:{{([^}}]*)}}|(%?[\w.-]+))", self.line)
         return [name.strip(" %") for several, one in found for name in (several or one).split(",")]
 
 
 def program_work(program: str, loop_length: int = 1, depth: int = 2) -> Work:
-    """Of the text of a compiled program.
+    """The work of a compiled program.
 
     Args:
-      program: from `compiled.as_text()`.
-      loop_length: of loops whose length only the data decide.
-      depth: components of the names that `by_part` keeps.
+      program: the text of `compiled.as_text()`.
+      loop_length: iterations of loops whose length depends on the data.
+      depth: how many components of the parts' names to keep.
     """
     computations = _computations(program)
     total = Work(0, 0.0, collections.Counter())
@@ -98,7 +104,7 @@ def _moved(operation: Operation, around: dict[str, Operation], computations: dic
         return sum(sizes) + operation.bytes
     inside = computations[fused[0]]
     written = operation.bytes
-    for inner in inside.values():  # an update in place writes, of as much as its operand holds, the update
+    for inner in inside.values():  # an update in place writes only the update, not the whole operand
         if inner.kind in UPDATES and inner.bytes <= written:
             update = inside[inner.operands[UPDATES[inner.kind]]].bytes
             written -= max(0, inner.bytes - update)
@@ -111,7 +117,7 @@ def _moved(operation: Operation, around: dict[str, Operation], computations: dic
 
 
 def _read(name: str, inside: dict[str, Operation], size: int) -> int:
-    """Bytes that a fused computation reads of one of its parameters."""
+    """Bytes that a fused computation reads from one of its parameters."""
     read = 0
     for user in inside.values():
         if name not in user.operands:

@@ -1,12 +1,12 @@
-"""Compiles the training step for a TPU pod slice, without a TPU, and reports what the compiler says of it.
+"""Compile the training step for a TPU pod slice, without a TPU, and report what the compiler says of it.
 
     pip install libtpu
     python benchmarks/tpu_compile.py --config configs/ade20k.py:r50 --topology v5e:4x4
 
-Memory of a chip, the collectives in the program, and an estimate of a step's time. The compiler gives none for the
-whole program, so it is put together from its estimates for the operations and the kernels' schedules, as
-`tpu_cycles.py` does. Loops whose length only the data decide, as those over targets, are taken to run --loop_length
-times; exchange between the chips and waits for memory are not in it. Nothing is run.
+It reports a chip's memory, the collectives in the program, and an estimate of a step's time. The compiler estimates no
+whole program, so `tpu_cycles.py` adds up its estimates of the operations and the kernels' schedules. Loops whose length
+depends on the data, as those over targets, count as --loop_length iterations. Communication between chips and waits for
+memory are left out. Nothing runs.
 """
 
 import collections
@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from train_program import lower_train_step
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; its batch size is compiled.")
-TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Of the pod slice, as the TPU library names it.")
-OFFSET = flags.DEFINE_float("offset", 4.0, "Spread of deformable attention's offsets, in pixels of each level.")
+CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; compiles its batch size.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The pod slice, by the TPU library's name.")
+OFFSET = flags.DEFINE_float("offset", 4.0, "Standard deviation of the offsets, in pixels of each level.")
 LOOP_LENGTH = flags.DEFINE_integer(
-    "loop_length", 4, "Of loops over targets: four pairs a turn, so 16 targets an image."
+    "loop_length", 4, "Iterations of loops over targets: four pairs each, so 16 targets an image."
 )
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
@@ -36,10 +36,10 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 def main(_):
-    """Compiles and reports."""
+    """Compile and report."""
     config = CONFIG.value
     if config.model.deformable_attention == "auto":
-        config.model.deformable_attention = "dense"  # what "auto" is on a TPU
+        config.model.deformable_attention = "tpu"  # what "auto" is on a TPU
     size, (height, width) = config.train.batch_size, config.augmentation.crop
     kernels = Kernels(config.model, (height, width), TOPOLOGY.value)
     chips = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value).devices

@@ -1,8 +1,8 @@
-"""Cycles of a program compiled for a TPU, without a TPU: what the compiler writes beside its operations, and schedules.
+"""Cycles of a program compiled for a TPU, without a TPU, from the compiler's estimates and schedules.
 
-Import it before jax. Of each operation the compiler notes an estimate of cycles, of a loop those of its body count as
-often as it runs. A Pallas kernel has no such note; its cycles are counted in its final schedule, which the compiler
-writes on request. Copies into fast memory are not counted, nor what is sent between chips.
+Import it before jax. The compiler notes an estimate of cycles at each operation; those of a loop's body count as often
+as the loop runs. A Pallas kernel has no such note: the compiler writes its final schedule on request, in which this
+counts cycles. Copies into fast memory and communication between chips are left out.
 """
 
 import collections
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else the TPU library looks for a machine that is not there
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # otherwise the TPU library looks for a machine that is not there
 
 import jax
 import jax.numpy as jnp
@@ -28,24 +28,24 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from fasseg_jax.models.layers.deformable_attention import compass_bias, reference_points
+from fasseg_jax.ops.deformable import tpu
 from fasseg_jax.ops.deformable.geometry import Shapes
-from fasseg_jax.ops.deformable.tpu import chunk_bounds, dense_sample, dense_sample_gradients
 
 __all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "program_cycles"]
 
 CYCLES_PER_MS = {"v5e": 1.5e6}  # 197 TFLOP/s of four matrix units of 128 x 128
-MATRIX_UNIT_LATENCY = 125  # cycles from a product to its result, in the compiler's own critical paths
-SAMPLING = "deformable_sample"  # in the names of all operations of it; the kernel of its derivative:
-GRADIENTS = "deformable_sample_gradients"
+MATRIX_UNIT_LATENCY = 125  # cycles from a matmul to its result, in the compiler's critical paths
+SAMPLING = "deformable_sample"  # in the names of all its operations
+GRADIENTS = "deformable_sample_gradients"  # the kernel of its derivative
 
 
 @dataclasses.dataclass
 class Cycles:
-    """Of a program, kernels apart.
+    """Cycles of a program without those in its kernels.
 
     Attributes:
-      everything: of all operations.
-      sampling: of those around the kernels of deformable attention.
+      everything: the cycles of all operations.
+      sampling: the cycles of the operations around the kernels of deformable sampling.
       kernels: how often each kernel runs, by name.
     """
 
@@ -54,7 +54,7 @@ class Cycles:
     kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, other: "Cycles", times: int) -> None:
-        """Adds those of a part that runs so many times."""
+        """Add the cycles of a part that runs `times` times."""
         self.everything += times * other.everything
         self.sampling += times * other.sampling
         for name, count in other.kernels.items():
@@ -62,7 +62,7 @@ class Cycles:
 
 
 def program_cycles(program: str, loop_length: int = 1) -> Cycles:
-    """Of the text of a compiled program; loops whose length only the data decide count `loop_length` times."""
+    """The cycles of a compiled program's text; loops whose length depends on the data run `loop_length` times."""
     computations = {}
     for block in re.split(r"\n(?=%|ENTRY)", program):
         header = re.match(r"(ENTRY )?%?([\w.-]+)", block)
@@ -89,12 +89,12 @@ def program_cycles(program: str, loop_length: int = 1) -> Cycles:
 
 
 class Kernels:
-    """The kernels of deformable attention, compiled for one image: their cycles depend on where it samples."""
+    """The kernels of deformable sampling, compiled for one image. Their cycles depend on the sampled locations."""
 
     def __init__(self, config: ConfigDict, size: tuple[int, int], topology: str):
-        """Compiles them for `config.model` and images of `size`, in a process of its own.
+        """Compile them for `config.model` and images of `size`, in another process.
 
-        To be called before this process uses the TPU library, which only one process can.
+        Call this before this process uses the TPU library, which only one process can do at a time.
         """
         self._config, self._shapes = config, tuple((size[0] // s, size[1] // s) for s in (32, 16, 8))
         spawn = multiprocessing.get_context("spawn")
@@ -108,23 +108,23 @@ class Kernels:
             self._schedules = {name: _schedule(Path(folder), name) for name in (SAMPLING, GRADIENTS)}
 
     def cycles(self, name: str, offset: float) -> float:
-        """Of a kernel, for one layer and image.
+        """The cycles of a kernel for one layer and image.
 
-        How many chunks of a level it visits depends on how far samples lie from their queries: `offset` is the standard
-        deviation in pixels of each level, 0 the offsets that training starts from (1 to 4 pixels).
+        A kernel visits the more chunks of a level, the farther samples lie from their queries: `offset` is the standard
+        deviation in pixels of each level; 0 stands for the offsets that training starts from (1 to 4 pixels).
         """
         config, shapes = self._config, self._shapes
         heads, points, levels = config.num_heads, config.pixel_decoder.num_points, len(shapes)
-        centres = reference_points(shapes)[:, None, None, None]  # (N, 1, 1, 1, 2)
+        centers = reference_points(shapes)[:, None, None, None]  # (N, 1, 1, 1, 2)
         if offset:
-            pixels = np.random.default_rng(0).normal(0, offset, (len(centres), heads, levels, points, 2))
+            pixels = np.random.default_rng(0).normal(0, offset, (len(centers), heads, levels, points, 2))
         else:
             pixels = compass_bias(heads, levels, points)(None, (heads, levels, points, 2))
-        locations = centres + pixels / np.array([(w, h) for h, w in shapes])[:, None]
-        bounds = np.asarray(chunk_bounds(jnp.asarray(locations, jnp.float32)[None], shapes))
+        locations = centers + pixels / np.array([(w, h) for h, w in shapes])[:, None]
+        bounds = np.asarray(tpu.chunk_bounds(jnp.asarray(locations, jnp.float32)[None], shapes))
         first, last = bounds[:, :, ::2], bounds[:, :, 1::2]  # (1, M, levels, tiles)
         # The forward kernel forms a level's first chunk before the loop over the others.
-        repeats = (last - first + (name == GRADIENTS)).sum(axis=(0, 1, 3))  # of each level's loop
+        repeats = (last - first + (name == GRADIENTS)).sum(axis=(0, 1, 3))  # iterations of each level's loop
         outside, loops = self._schedules[name]
         if len(loops) != levels:
             raise RuntimeError(f"the schedule of {name} has {len(loops)} loops, not one for each of {levels} levels")
@@ -134,23 +134,26 @@ class Kernels:
 def _compile_kernels(config: str, shapes: Shapes, topology: str) -> None:
     config = ConfigDict(json.loads(config))
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
+
     tokens, heads = sum(h * w for h, w in shapes), config.num_heads
     values = array(config.dtype, 1, tokens, heads, config.hidden_dim // heads)
     weights = array(jnp.float32, 1, tokens, heads, len(shapes), config.pixel_decoder.num_points)
     locations = array(jnp.float32, *weights.shape, 2)
     for function, arrays in (
-        (dense_sample, (values, locations, weights)),
-        (dense_sample_gradients, (values, locations, weights, values)),
+        (tpu.sample, (values, locations, weights)),
+        (tpu.sample_gradients, (values, locations, weights, values)),
     ):
         jax.jit(functools.partial(function, shapes=shapes)).lower(*arrays).compile()
 
 
 def _schedule(folder: Path, name: str) -> tuple[float, list[float]]:
-    """Cycles of a kernel for a tile of queries: outside its loops, and of an iteration of each loop.
+    """Cycles of a kernel for a tile of queries: those outside its loops, and those of an iteration of each loop.
 
-    The compiler's final schedule has a bundle of instructions a cycle, and is itself without the waits for results of
-    the matrix unit; these are added.
+    The compiler's final schedule has one bundle of instructions a cycle. It leaves out the waits for results of the
+    matrix unit, which this adds.
     """
     is_of_kernel = re.compile(rf".*-{name}(\.\d+)?-.*final_bundles\.txt").fullmatch
     found = [path for path in folder.iterdir() if is_of_kernel(path.name) and "analysis" not in path.name]
@@ -158,7 +161,7 @@ def _schedule(folder: Path, name: str) -> tuple[float, list[float]]:
         raise RuntimeError(f"the compiler wrote {len(found)} schedules of {name}: {[path.name for path in found]}")
     bundles = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", found[0].read_text(), re.MULTILINE)
     regions = [(depth == ">>", [text for _, text in run]) for depth, run in itertools.groupby(bundles, lambda x: x[0])]
-    # Behind the branch at a loop's end follow some more bundles of it.
+    # A few more bundles of a loop follow the branch at its end.
     merged = [regions[0]]
     for inside, run in regions[1:]:
         if merged[-1][0] and (inside or len(run) < 8):
@@ -170,7 +173,7 @@ def _schedule(folder: Path, name: str) -> tuple[float, list[float]]:
 
 
 def _waited(bundles: list[str]) -> float:
-    """Cycles of bundles one after the other, with waits for the matrix units, each a queue."""
+    """Cycles of successive bundles, with the waits for the matrix units, each of which is a queue."""
     pops, products = (
         sum(len(re.findall(what, bundle)) for bundle in bundles) for what in (r"vpop\.f32\.mrf", r"vmatmul")
     )

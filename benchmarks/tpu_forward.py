@@ -1,11 +1,11 @@
-"""Compiles the forward pass for a TPU chip, without a TPU, and reports the share of deformable attention in its time.
+"""Compile the forward pass for a TPU chip, without a TPU, and report what share of its time is deformable sampling.
 
     pip install libtpu
-    python benchmarks/tpu_forward.py --config configs/ade20k.py:r50 --size 512x512 --batch 1 --method dense
+    python benchmarks/tpu_forward.py --config configs/ade20k.py:r50 --size 512x512 --batch 1 --method tpu
 
-The time is the compiler's, as `tpu_cycles.py` puts it together. --offsets gives standard deviations of the samples'
-distance from their queries, in pixels of each level; 0 stands for the offsets that training starts from. Nothing is
-run.
+The time is the sum of the compiler's estimates, see `tpu_cycles.py`. --offsets gives standard deviations of the
+samples' distance from their queries, in pixels of each level; 0 stands for the offsets that training starts from.
+Nothing runs.
 """
 
 import json
@@ -28,20 +28,23 @@ from fasseg_jax.models.fasseg import build_model, initial_variables
 CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The model.")
 SIZE = flags.DEFINE_string("size", "512x512", "Height x width of the images, multiples of 32.")
 BATCH = flags.DEFINE_integer("batch", 1, "Images at once.")
-METHOD = flags.DEFINE_enum("method", "dense", ["dense", "gather"], "How deformable attention samples.")
-OFFSETS = flags.DEFINE_list("offsets", "0,2,4,8", "Spreads of the offsets, in pixels of each level.")
-TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Whose chips to compile for, as the TPU library names it.")
+METHOD = flags.DEFINE_enum("method", "tpu", ["tpu", "gather"], "How deformable attention samples.")
+OFFSETS = flags.DEFINE_list("offsets", "0,2,4,8", "Standard deviations of the offsets, in pixels.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Compile for its chips; the TPU library's name.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
 def main(_):
-    """Compiles and reports."""
+    """Compile and report."""
     config = CONFIG.value.model
     config.deformable_attention = METHOD.value
     height, width = map(int, SIZE.value.split("x"))
     kernels = Kernels(config, (height, width), TOPOLOGY.value)
     device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value).devices[0]
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
+
+    def place(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
+
     model = build_model(config)
     variables = jax.tree.map(place, jax.eval_shape(lambda: initial_variables(model, 0)))
     images = place(jax.ShapeDtypeStruct((BATCH.value, height, width, 3), jnp.float32))

@@ -12,7 +12,7 @@ import tests.helpers.annotations  # noqa: F401  (the hook finds it by its name)
 from tests.helpers import ROOT
 
 # Every call in these chapters is checked against its annotations, shapes included. It must come before their import.
-CHECKED_CHAPTERS: list[str] = ["inference"]
+CHECKED_CHAPTERS = ["inference", "models", "ops"]
 install_import_hook([f"fasseg_jax.{chapter}" for chapter in CHECKED_CHAPTERS], "tests.helpers.annotations.check_calls")
 
 from fasseg_jax.config import load_config  # noqa: E402

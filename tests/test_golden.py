@@ -78,10 +78,10 @@ def test_forward(name, request):
     pixels = intermediates["pixel_decoder"]["__call__"][0]
     mask_features = pixels.mask_features[0].transpose(2, 0, 1)
     golden.compare("pixel_decoder/mask_features", mask_features[::8, ::2, ::2], FEATURE_TOLERANCE)
-    for i, (feature, position, s) in enumerate(zip(pixels.features, pixels.positions, (1, 2, 2, 4), strict=True)):
-        for kind, x in (("feature", feature), ("position", position)):
-            if f"pixel_decoder/{kind}{i}" in golden.arrays:
-                golden.compare(f"pixel_decoder/{kind}{i}", x[0].transpose(2, 0, 1)[::8, ::s, ::s], FEATURE_TOLERANCE)
+    for kind, maps in (("feature", pixels.features), ("position", pixels.positions)):
+        for i, s in enumerate((1, 2, 2, 4)):
+            if (key := f"pixel_decoder/{kind}{i}") in golden.arrays:
+                golden.compare(key, maps[i][0].transpose(2, 0, 1)[::8, ::s, ::s], FEATURE_TOLERANCE)
 
     if "decoder/query_pos" in golden.arrays:
         decoder = intermediates["decoder"]

@@ -80,8 +80,8 @@ def base_config() -> ConfigDict:
             "hidden_dim": 256,  # C, channels of the pixel decoder and the transformer decoder
             "num_heads": 8,  # M, heads of attention and of deformable attention
             "backbone": resnet(50),  # made by `resnet` or `swin`
-            # How deformable attention samples: "gather", "dense" (matmuls, for TPUs), "fused" (one kernel, for NVIDIA
-            # GPUs), or "auto" for what suits the device.
+            # How deformable attention samples: "gather" (for CPUs and others), "tpu" (matmuls), "gpu" (one kernel, for
+            # NVIDIA GPUs from Ampere on), or "auto" for the fastest on the device.
             "deformable_attention": "auto",
             # Positional encoding of the keys: "conditional" (depthwise 3x3 convolution of the features) or "sine".
             "key_positions": "conditional",

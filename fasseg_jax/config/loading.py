@@ -13,7 +13,10 @@ __all__ = ["RENAMED", "changed_fields", "flat_fields", "load_config", "rename_ol
 
 # Names that older recipes, commands and checkpoints hold -> today's. "GROUP.FIELD" renames a field, and
 # "GROUP.FIELD=VALUE" a value.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "model.deformable_attention=dense": "model.deformable_attention=tpu",
+    "model.deformable_attention=fused": "model.deformable_attention=gpu",
+}
 
 # Fields that do not influence what is learned.
 IMMATERIAL = (

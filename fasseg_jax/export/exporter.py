@@ -18,7 +18,9 @@ from fasseg_jax.export.load_exported import FORMAT
 from fasseg_jax.inference.views import ceil_div
 from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.models.predictions import MASK_STRIDE, Predictions
-from fasseg_jax.ops.resize import resize_bilinear, taps
+from fasseg_jax.ops.bilinear import taps
+from fasseg_jax.ops.deformable.sampling import METHODS
+from fasseg_jax.ops.resize import resize_bilinear
 from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.weights.checkpoint import Checkpoint
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float32, Int32
 
 from fasseg_jax.inference.views import Placement, Span, ceil_div
 from fasseg_jax.models.predictions import MASK_STRIDE
-from fasseg_jax.ops.resize import taps
+from fasseg_jax.ops.bilinear import taps
 
 __all__ = ["AxisPlan", "Taps", "TilePlan", "plan_axis", "plan_tiles"]
 

@@ -1,1 +1,1 @@
-"""The chapter models."""
+"""The network, one part of the paper a file."""

@@ -1,10 +1,10 @@
 """What the network predicts."""
 
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-__all__ = ["MASK_STRIDE", "FactoredPredictions", "Predictions"]
+__all__ = ["MASK_STRIDE", "FactoredPredictions", "Predictions", "mask_product"]
 
 MASK_STRIDE = 4  # pixels of the network's input per pixel of a mask, along each axis
 
@@ -14,36 +14,38 @@ class Predictions:
     """Predictions of the queries; with `all_predictions` each has a leading axis L + 1, the initial queries' first.
 
     Attributes:
-      class_logits: (B, Q, K + 1) float32, "no object" last.
-      mask_logits: (B, Q, H/4, W/4) float32.
+      class_logits: of the K classes and, last, "no object"; float32.
+      mask_logits: at stride 4, float32.
     """
 
-    class_logits: jax.Array
-    mask_logits: jax.Array
+    class_logits: Float[Array, "*layers B Q K+1"]
+    mask_logits: Float[Array, "*layers B Q H/4 W/4"]
 
 
 @flax.struct.dataclass
 class FactoredPredictions:
-    """All predictions for training, by `all_predictions="factored"`: masks as the two factors of their product.
+    """All predictions for training, by `all_predictions="factored"`: masks as the two factors of their matmul.
 
-    The loss needs the masks of one prediction at a time, and the gradient of the matched ones alone.
+    The loss needs the masks of only one prediction at a time, and the gradient of only the matched ones.
 
     Attributes:
-      class_logits: (L+1, B, Q, K + 1) float32, "no object" last.
-      mask_embeddings: (L+1, B, Q, C) float32.
-      mask_features: (B, H/4, W/4, C) float32, the same for all.
+      class_logits: of the K classes and, last, "no object"; float32.
+      mask_embeddings: float32.
+      mask_features: float32, the same for all predictions.
     """
 
-    class_logits: jax.Array
-    mask_embeddings: jax.Array
-    mask_features: jax.Array
+    class_logits: Float[Array, "L+1 B Q K+1"]
+    mask_embeddings: Float[Array, "L+1 B Q C"]
+    mask_features: Float[Array, "B H/4 W/4 C"]
 
     @property
-    def mask_logits(self) -> jax.Array:
-        """(L+1, B, Q, H/4, W/4) float32; computed at every call."""
+    def mask_logits(self) -> Float[Array, "predictions B Q h w"]:
+        """The masks of all predictions, float32; computed at every call."""
         return mask_product(self.mask_embeddings, self.mask_features)
 
 
-def mask_product(embeddings: jax.Array, features: jax.Array) -> jax.Array:
-    """Mask logits of embeddings (..., B, Q, C) and features (B, h, w, C): (..., B, Q, h, w) float32."""
+def mask_product(
+    embeddings: Float[Array, "*layers B Q C"], features: Float[Array, "B h w C"]
+) -> Float[Array, "*layers B Q h w"]:
+    """Mask logits, float32: the products of each query's embedding with every pixel's features."""
     return jnp.einsum("...bqc,bhwc->...bqhw", embeddings, features, precision="highest")

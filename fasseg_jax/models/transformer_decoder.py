@@ -1,7 +1,8 @@
-"""The transformer decoder: FASeg's, and with its contributions off Mask2Former's (SPEC section 4).
+"""The transformer decoder: FASeg's, or Mask2Former's where FASeg's contributions are off.
 
-Layers cycle over strides 32, 16, 8 and, with HRCA, 4. Before each layer the current queries predict masks, which bound
-where its cross attention may look; with DFPQ the positional queries are made anew from what it looked at.
+docs/specification.md, section 4. Layers cycle over strides 32, 16, 8 and, with HRCA, 4. Before each layer the current
+queries predict masks, inside which its cross attention may look. With DFPQ each layer's attention makes the positional
+queries of the next.
 """
 
 from typing import Literal
@@ -9,10 +10,11 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from fasseg_jax.models import dfpq, hrca
 from fasseg_jax.models.layers.attention import MultiheadAttention
-from fasseg_jax.models.layers.initializers import Dtype
 from fasseg_jax.models.layers.linear import torch_linear
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.models.pixel_decoder import PixelFeatures
@@ -26,23 +28,26 @@ HIGH_RESOLUTION = 3  # index of stride 4 among the scales
 
 
 class DecoderLayer(nn.Module):
-    """Cross attention, self attention and a feed-forward network over queries (B, Q, C), post-norm."""
+    """Cross attention, self attention and a feed-forward network over queries, post-norm.
+
+    Called with the queries, their positions in the two attentions, the keys and values (`memory`), the keys' positions,
+    and where each query may look (None: everywhere). Returns the updated queries and the cross attention.
+    """
 
     num_heads: int
     ffn_dim: int
-    dtype: Dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        cross_positions: jax.Array,
-        self_positions: jax.Array,
-        memory: jax.Array,
-        memory_positions: jax.Array,
-        allowed: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Updated queries and the cross attention (B, Q, N); memory and its positions are (B, N, C)."""
+        x: Float[Array, "B Q C"],
+        cross_positions: Float[Array, "B Q C"],
+        self_positions: Float[Array, "B Q C"],
+        memory: Float[Array, "B N C"],
+        memory_positions: Float[Array, "B N C"],
+        allowed: Bool[Array, "B Q N"] | None,
+    ) -> tuple[Float[Array, "B Q C"], Float[Array, "B Q N"]]:
         c, xavier = x.shape[-1], nn.initializers.xavier_uniform()
         cross_attention = MultiheadAttention(self.num_heads, self.dtype, name="cross_attention")
         y, attention = cross_attention(x + cross_positions, memory + memory_positions, memory, allowed)
@@ -56,9 +61,9 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`PixelFeatures` -> `Predictions`. The fields are those of `config.model.decoder` (see `fasseg_jax.config`).
+    """`PixelFeatures` -> predictions. The fields are those of `config.model.decoder` (see `fasseg_jax.config`).
 
-    Sows, for whoever asks for the collection `intermediates`: `query_positions` (B, Q, C) in order of creation,
+    Sows, for callers that ask for the collection `intermediates`: `query_positions` (B, Q, C) in order of creation,
     `attention` (B, Q, N) of each layer, `hrca_windows` (B, k) or `hrca_pixels` (B, 64 k) of each HRCA layer.
     """
 
@@ -75,7 +80,7 @@ class Decoder(nn.Module):
     hrca_omega: int
     hrca_selection: str
     remat: bool = False
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         c, normal = self.hidden_dim, nn.initializers.normal(1.0)
@@ -97,73 +102,80 @@ class Decoder(nn.Module):
     def __call__(
         self, pixels: PixelFeatures, all_predictions: bool | Literal["factored"] = False
     ) -> Predictions | FactoredPredictions:
-        batch = pixels.mask_features.shape[0]
-        x, embed = (
-            jnp.broadcast_to(table.astype(self.dtype), (batch, *table.shape))
-            for table in (self.query_feat, self.query_embed)
-        )
+        x, embed = (self._for_each_image(table, pixels) for table in (self.query_feat, self.query_embed))
         # Resizing and the mask product are both linear: attention masks need the mask features resized once a scale.
-        resized = [resize_bilinear(pixels.mask_features, f.shape[1:3]) for f in pixels.features[:HIGH_RESOLUTION]]
+        resized = [resize_bilinear(pixels.mask_features, _size(f)) for f in pixels.features[:HIGH_RESOLUTION]]
 
         predictions = [self._predict(x)] if all_predictions else []
         query_positions = self._first_query_positions(x, embed, pixels, resized[0])
-        attention_32 = None  # of the latest layer at stride 32
+        latest: dict[int, jax.Array] = {}  # the latest attention at each scale
         for i, layer in enumerate(self.layer):
             scale = i % self.num_scales
             if scale == HIGH_RESOLUTION:
-                memory, memory_positions = self._high_resolution_memory(attention_32, pixels)
+                memory, memory_positions = self._high_resolution_memory(latest[0], pixels)
                 x, attention = layer(x, embed, query_positions, memory, memory_positions, None)
             else:
                 memory, memory_positions = self._memory(pixels, scale)
                 allowed = self._allowed(x, resized[scale])
                 x, attention = layer(x, query_positions, query_positions, memory, memory_positions, allowed)
                 query_positions = self._next_query_positions(attention, memory_positions, embed)
-            if scale == 0:
-                attention_32 = attention
+            latest[scale] = attention
             self.sow("intermediates", "attention", attention)
             if all_predictions:
                 predictions.append(self._predict(x))
-        if all_predictions:
-            class_logits, embeddings = (jnp.stack(each) for each in zip(*predictions, strict=True))
-            factored = FactoredPredictions(class_logits, embeddings, pixels.mask_features)
-            return factored if all_predictions == "factored" else Predictions(class_logits, factored.mask_logits)
-        class_logits, embeddings = self._predict(x)
-        return Predictions(class_logits, mask_product(embeddings, pixels.mask_features))
+        return self._output(predictions or [self._predict(x)], pixels.mask_features, all_predictions)
+
+    def _for_each_image(self, table: jax.Array, pixels: PixelFeatures) -> jax.Array:
+        """A learned table (Q, C) as (B, Q, C)."""
+        return jnp.broadcast_to(table.astype(self.dtype), (pixels.mask_features.shape[0], *table.shape))
 
     # Prediction heads
 
-    def _predict(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Class logits (B, Q, K + 1) and mask embeddings (B, Q, C) of queries, float32."""
+    def _predict(self, x: Float[Array, "B Q C"]) -> tuple[Float[Array, "B Q classes"], Float[Array, "B Q C"]]:
+        """Class logits of the K classes and "no object", and mask embeddings, float32."""
         normed = self.decoder_norm(x)
         embeddings = normed
         for linear in self.mask_embed[:-1]:
             embeddings = relu(linear(embeddings))
         return self.class_embed(normed), self.mask_embed[-1](embeddings).astype(jnp.float32)
 
-    def _mask_probabilities(self, x: jax.Array, mask_features: jax.Array) -> jax.Array:
-        """Predicted masks as probabilities over tokens, (B, Q, N); they steer attention and carry no gradient."""
+    def _output(self, predictions, mask_features, all_predictions) -> Predictions | FactoredPredictions:
+        """The last of `predictions`, or all of them in the form that is asked for."""
+        if not all_predictions:
+            class_logits, embeddings = predictions[-1]
+            return Predictions(class_logits, mask_product(embeddings, mask_features))
+        class_logits, embeddings = (jnp.stack(each) for each in zip(*predictions, strict=True))  # (L + 1, B, Q, ...)
+        factored = FactoredPredictions(class_logits, embeddings, mask_features)
+        return factored if all_predictions == "factored" else Predictions(class_logits, factored.mask_logits)
+
+    def _mask_probabilities(
+        self, x: Float[Array, "B Q C"], mask_features: Float[Array, "B h w C"]
+    ) -> Float[Array, "B Q h*w"]:
+        """Predicted masks as probabilities over tokens; they steer attention and carry no gradient."""
         _, embeddings = self._predict(x)
         logits = mask_product(embeddings, mask_features)
         probabilities = jax.nn.sigmoid(logits).reshape(*x.shape[:2], -1)  # (B, Q, h, w) -> (B, Q, N)
         return jax.lax.stop_gradient(probabilities)
 
-    def _allowed(self, x: jax.Array, mask_features: jax.Array) -> jax.Array:
-        """Where the next attention may look, (B, Q, N): inside the predicted mask, everywhere if that is empty."""
+    def _allowed(self, x: Float[Array, "B Q C"], mask_features: Float[Array, "B h w C"]) -> Bool[Array, "B Q h*w"]:
+        """Which tokens the next attention may look at: those in the predicted mask, all if it is empty."""
         allowed = self._mask_probabilities(x, mask_features) >= self.mask_threshold
         return allowed | ~allowed.any(axis=-1, keepdims=True)
 
     # Keys and values
 
-    def _memory(self, pixels: PixelFeatures, scale: int) -> tuple[jax.Array, jax.Array]:
-        """All tokens of an ordinary layer's scale and their positions, (B, N, C) each."""
+    def _memory(self, pixels: PixelFeatures, scale: int) -> tuple[Float[Array, "B N C"], Float[Array, "B N C"]]:
+        """All tokens of an ordinary layer's scale and their positions."""
         feature, position = pixels.features[scale], pixels.positions[scale]
         memory = feature + self.level_embed[scale].astype(self.dtype)
         tokens = (feature.shape[0], -1, self.hidden_dim)
         return memory.reshape(tokens), position.reshape(tokens)  # (B, h, w, C) -> (B, N, C)
 
-    def _high_resolution_memory(self, attention_32: jax.Array, pixels: PixelFeatures) -> tuple[jax.Array, jax.Array]:
-        """The stride-4 tokens that HRCA selects and their positions, (B, 64 k, C) each."""
-        h, w = pixels.features[0].shape[1:3]
+    def _high_resolution_memory(
+        self, attention_32: Float[Array, "B Q N"], pixels: PixelFeatures
+    ) -> tuple[Float[Array, "B n C"], Float[Array, "B n C"]]:
+        """The stride-4 tokens that HRCA selects, n = 64 k, and their positions."""
+        h, w = _size(pixels.features[0])
         if self.hrca_selection == "window":
             windows = hrca.select_windows(attention_32, self.hrca_omega)
             self.sow("intermediates", "hrca_windows", windows)
@@ -177,23 +189,33 @@ class Decoder(nn.Module):
 
     # Positional queries
 
-    def _adapt(self, focus: jax.Array, embed: jax.Array) -> jax.Array:
-        """q_pos = h(A . P_s + E), h a two-layer perceptron shared by all layers."""
+    def _adapt(self, focus: Float[Array, "B Q C"], embed: Float[Array, "B Q C"]) -> Float[Array, "B Q C"]:
+        """q_pos = h(A . P_s + E), where h is a two-layer perceptron that all layers share."""
         first, second = self.adapt_pos2d
         query_positions = second(relu(first(focus + embed)))
         self.sow("intermediates", "query_positions", query_positions)
         return query_positions
 
     def _first_query_positions(
-        self, x: jax.Array, embed: jax.Array, pixels: PixelFeatures, mask_features: jax.Array
-    ) -> jax.Array:
+        self,
+        x: Float[Array, "B Q C"],
+        embed: Float[Array, "B Q C"],
+        pixels: PixelFeatures,
+        mask_features: Float[Array, "B h w C"],
+    ) -> Float[Array, "B Q C"]:
         if self.positional_queries == "learned":
             return embed
         attention = dfpq.first_focus(self._mask_probabilities(x, mask_features), self.first_focus)
         _, positions = self._memory(pixels, 0)
         return self._adapt(dfpq.focus_positions(attention, positions), embed)
 
-    def _next_query_positions(self, attention: jax.Array, positions: jax.Array, embed: jax.Array) -> jax.Array:
+    def _next_query_positions(
+        self, attention: Float[Array, "B Q N"], positions: Float[Array, "B N C"], embed: Float[Array, "B Q C"]
+    ) -> Float[Array, "B Q C"]:
         if self.positional_queries == "learned":
             return embed
         return self._adapt(dfpq.focus_positions(attention, positions), embed)
+
+
+def _size(x: Float[Array, "B h w C"]) -> tuple[int, int]:
+    return x.shape[1], x.shape[2]

@@ -1,33 +1,37 @@
-"""softmax(logits) @ values, with a derivative that keeps one array of the logits' size."""
+"""The core of attention: softmax(logits) @ values.
+
+Computes the same as `reference.attend`. The difference: its derivative, written by hand, saves the exponentials in the
+values' dtype, and their sums; the one that JAX derives saves the probabilities beside them.
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 __all__ = ["attend"]
 
 
 @jax.custom_vjp
-def attend(logits: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def attend(
+    logits: Float[Array, "*batch M Q N"], values: Float[Array, "*batch M N D"]
+) -> tuple[Float[Array, "*batch M Q D"], Float[Array, "*batch Q N"]]:
     """softmax(logits) @ values, and the probabilities averaged over the heads.
 
-    The derivative is written by hand: it keeps the exponentials and their sums, where XLA would keep the probabilities
-    beside them.
-
     Args:
-      logits: (..., M, Q, N) float32, in each row at least one that is not -inf.
-      values: (..., M, N, D).
+      logits: float32; -inf forbids a key. Each row has at least one that is finite.
+      values: of any floating dtype.
 
     Returns:
-      (..., M, Q, D) in the dtype of `values`, and (..., Q, N) float32.
+      The output in the dtype of `values`, and the averaged probabilities in float32.
     """
     return _attend_forward(logits, values)[0]
 
 
 def _attend_forward(logits, values):
-    # Rounded before they are summed, and behind a barrier, as XLA would keep both forms: nothing as large as the logits
-    # is moved in float32 but they.
+    # Cast before summing. The barrier stops XLA from keeping the float32 copy too, so the logits are the only float32
+    # array of this size.
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     weights = jax.lax.optimization_barrier(weights.astype(values.dtype))
     total = weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
@@ -36,14 +40,15 @@ def _attend_forward(logits, values):
     return outputs, (weights, total, values)
 
 
-def _attend_backward(kept, gradients):
-    (weights, total, values), (by_out, by_mean) = kept, gradients
-    product = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
-    by_values = product("...qn,...qd->...nd", weights, (by_out / total).astype(values.dtype))
-    by_probabilities = product("...qd,...nd->...qn", by_out, values) + by_mean[..., None, :, :] / weights.shape[-3]
+def _attend_backward(residuals, cotangents):
+    weights, total, values = residuals
+    grad_out, grad_mean = cotangents
+    einsum = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
+    grad_values = einsum("...qn,...qd->...nd", weights, (grad_out / total).astype(values.dtype))
+    grad_probabilities = einsum("...qd,...nd->...qn", grad_out, values) + grad_mean[..., None, :, :] / weights.shape[-3]
     probabilities = weights / total
-    inner = (probabilities * by_probabilities).sum(axis=-1, keepdims=True)
-    return probabilities * (by_probabilities - inner), by_values.astype(values.dtype)
+    inner = (probabilities * grad_probabilities).sum(axis=-1, keepdims=True)
+    return probabilities * (grad_probabilities - inner), grad_values.astype(values.dtype)
 
 
 attend.defvjp(_attend_forward, _attend_backward)

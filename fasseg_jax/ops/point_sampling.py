@@ -1,72 +1,80 @@
-"""Bilinear samples of masks and label maps at points."""
+"""Bilinear samples of masks and label maps at points.
+
+They compute the same as `reference.sample_masks`. The differences: masks whose pixels lie together share their gathers,
+TPUs use matmuls in place of gathers, and masks of classes are sampled from the label map, without being formed.
+
+Points are xy in [0, 1] of a map's width and height, pixel centers at half-integers; a map is zero outside.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Integer
+
+from fasseg_jax.ops.bilinear import corners
 
 __all__ = ["sample_labels", "sample_masks", "sample_masks_at_shared_points"]
 
 
-def corners(points: jax.Array, shape: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
-    """Row-major places, int32, and bilinear weights of the four pixels around each point, all (..., P).
+def sample_masks(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"]) -> Float[Array, "N P"]:
+    """Sample each mask at points of its own.
 
-    A pixel outside of the map has weight zero, and the place of one inside.
+    A TPU gathers single numbers so slowly that matmuls take a hundredth of the time, forward and backward (by its
+    compiler's estimate, for masks of 128 x 128).
     """
-    h, w = shape
-    x, y = points[..., 0] * w - 0.5, points[..., 1] * h - 0.5
-    x0, y0 = jnp.floor(x), jnp.floor(y)
+    return jax.lax.platform_dependent(masks, points, tpu=sample_by_matmuls, default=sample_by_gathers)
 
-    def corner(column, row, weight):
-        inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
-        place = jnp.clip(row, 0, h - 1).astype(jnp.int32) * w + jnp.clip(column, 0, w - 1).astype(jnp.int32)
-        return place, jnp.where(inside, weight, 0)
 
+def sample_by_gathers(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"]) -> Float[Array, "N P"]:
+    """`sample_masks` as one gather for each corner."""
+    n, h, w = masks.shape
+    pixels = jnp.reshape(masks, -1)  # (N * h * w,)
+    first = h * w * jnp.arange(n)[:, None]  # (N, 1), the index of each mask's first pixel
+    return _sum_of(
+        corner.weight * pixels.at[first + corner.index].get(mode="promise_in_bounds")
+        for corner in corners(points[..., 0], points[..., 1], (h, w))
+    )
+
+
+def sample_by_matmuls(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"]) -> Float[Array, "N P"]:
+    """`sample_masks` as a sum over all pixels, each weighted by a tent of one pixel's size around the point."""
+    _, h, w = masks.shape
+    rows = jnp.einsum("nph,nhw->npw", _tent(points[..., 1], h), masks, precision="highest")  # (N, P, w)
+    return (rows * _tent(points[..., 0], w)).sum(axis=-1)
+
+
+def _tent(position, length):
+    """Weights of an axis' pixels for positions (...) in [0, 1]: (..., length)."""
+    return jnp.maximum(1 - jnp.abs(position[..., None] * length - 0.5 - jnp.arange(length)), 0)
+
+
+def sample_masks_at_shared_points(masks: Float[Array, "h w N"], points: Float[Array, "P 2"]) -> Float[Array, "P N"]:
+    """Sample all masks at the same points. The values of all masks at a pixel lie together in memory."""
+    h, w, n = masks.shape
+    pixels = masks.reshape(h * w, n)
+    return _sum_of(
+        corner.weight[:, None] * pixels.at[corner.index].get(mode="promise_in_bounds")  # (P, N)
+        for corner in corners(points[:, 0], points[:, 1], (h, w))
+    )
+
+
+def sample_labels(
+    labels: Integer[Array, "B H W"], image: Int[Array, "N"], points: Float[Array, "N P 2"]
+) -> list[tuple[Integer[Array, "N P"], Float[Array, "N P"]]]:
+    """Labels and bilinear weights of the four pixels around points, each row of which lies in the image `image[n]`.
+
+    The mask of class c is one where the label is c. Its samples are sum(weight * (label == c)), fractional as those of
+    any mask, so no mask is ever formed.
+    """
+    _, height, width = labels.shape
+    pixels = jnp.reshape(labels, -1)  # (B * H * W,)
+    first = image[:, None] * (height * width)  # (N, 1)
     return [
-        corner(x0, y0, (x0 + 1 - x) * (y0 + 1 - y)),
-        corner(x0 + 1, y0, (x - x0) * (y0 + 1 - y)),
-        corner(x0, y0 + 1, (x0 + 1 - x) * (y - y0)),
-        corner(x0 + 1, y0 + 1, (x - x0) * (y - y0)),
+        (pixels.at[first + corner.index].get(mode="promise_in_bounds"), corner.weight)
+        for corner in corners(points[..., 0], points[..., 1], (height, width))
     ]
 
 
-def sample_masks(masks: jax.Array, points: jax.Array) -> jax.Array:
-    """Bilinear samples of masks (N, h, w), each at points of its own (N, P, 2): (N, P).
-
-    A TPU gathers single numbers so slowly that matrix products take a hundredth of the time (by its compiler's
-    estimate, 128 x 128 masks), forward and backward.
-    """
-    return jax.lax.platform_dependent(masks, points, tpu=sample_by_products, default=sample_by_gathers)
-
-
-def sample_by_gathers(masks: jax.Array, points: jax.Array) -> jax.Array:
-    """`sample_masks` as one gather for each corner."""
-    size = masks.shape[1] * masks.shape[2]
-    flat, start = jnp.reshape(masks, -1), size * jnp.arange(len(masks))[:, None]  # (N * h * w,), (N, 1)
-    take = lambda place: flat.at[start + place].get(mode="promise_in_bounds")  # (N, P)
-    return sum(weight * take(place) for place, weight in corners(points, masks.shape[1:]))
-
-
-def sample_by_products(masks: jax.Array, points: jax.Array) -> jax.Array:
-    """`sample_masks` as the sum over all pixels, by what a tent of one pixel's size around a point leaves of each."""
-    tent = lambda position, size: jnp.maximum(1 - jnp.abs(position[..., None] * size - 0.5 - jnp.arange(size)), 0)
-    x, y = points[..., 0], points[..., 1]
-    rows = jnp.einsum("nph,nhw->npw", tent(y, masks.shape[1]), masks, precision="highest")  # (N, P, w)
-    return (rows * tent(x, masks.shape[2])).sum(axis=-1)
-
-
-def sample_masks_at_shared_points(masks: jax.Array, points: jax.Array) -> jax.Array:
-    """Bilinear samples of masks (h, w, N), whose values at a pixel lie together, at points (P, 2): (P, N)."""
-    rows = masks.reshape(-1, masks.shape[2])  # (h, w, N) -> (h * w, N)
-    take = lambda place: rows.at[place].get(mode="promise_in_bounds")  # (P, N)
-    return sum(weight[:, None] * take(place) for place, weight in corners(points, masks.shape[:2]))
-
-
-def sample_labels(labels: jax.Array, image: jax.Array, points: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    """Labels and bilinear weights of the four pixels around points (N, P, 2) of images (N,): all (N, P).
-
-    The mask of class c, one where `labels` (B, H, W) is c, has the samples sum(weight * (label == c)), as fractional
-    as those of any mask; so no mask is ever formed.
-    """
-    size = labels.shape[1] * labels.shape[2]
-    flat = jnp.reshape(labels, -1)  # (B * H * W,)
-    take = lambda place: flat.at[image[:, None] * size + place].get(mode="promise_in_bounds")
-    return [(take(place), weight) for place, weight in corners(points, labels.shape[1:])]
+def _sum_of(terms):
+    return functools.reduce(jnp.add, terms)

@@ -1,61 +1,93 @@
-"""Selection of the largest or the least certain values of each row."""
+"""Selection of the largest, the first largest, or the least certain values.
+
+They compute the same as in `reference.py`. The differences: `top_indices` stays on the device of each image, and
+`most_uncertain` finds a threshold bit by bit where a sort would take ten times longer.
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from fasseg_jax.runtime.distributed import on_each_device
 
-__all__ = ["most_uncertain"]
+__all__ = ["first_argmax", "most_uncertain", "top_indices"]
 
 
-def top_places(scores: jax.Array, k: int) -> jax.Array:
-    """Places of the k largest scores of each image, the largest first: (B, N) -> (B, k) int32."""
-    return on_each_device(lambda scores: jax.lax.top_k(scores, k)[1])(scores)
+def top_indices(scores: Float[Array, "B N"], k: int) -> Int[Array, "B {k}"]:
+    """Indices of the k largest scores of each image, the largest first."""
+
+    def top_k(scores):
+        return jax.lax.top_k(scores, k)[1]
+
+    return on_each_device(top_k)(scores)
 
 
-def most_uncertain(logits: jax.Array, count: int) -> jax.Array:
-    """Places of the `count` values nearest to zero in each row of (N, P) float32: (N, count) int32, ascending.
+def first_argmax(scores: Float[Array, "..."], axis: int) -> Int[Array, "..."]:
+    """Index of the largest score along an axis, the first of equals.
 
-    Of equal magnitudes the first come first; NaN counts as the largest. The threshold is found by bisection over the
-    bits of the magnitudes, whose order as integers is the same: a sort of such rows takes ten times longer.
+    Two plain reductions: on a CPU five times faster than `jnp.argmax`.
     """
-    bits = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.uint32)
-    # Each turn is some programs more to start on a GPU, and some comparisons less to make on a CPU.
-    by_turns_of = lambda digit: functools.partial(value_of_rank, rank=count, digit=digit)
-    threshold = jax.lax.platform_dependent(bits, cuda=by_turns_of(4), rocm=by_turns_of(4), default=by_turns_of(1))
+    largest = scores.max(axis=axis, keepdims=True)
+    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis % scores.ndim)
+    return jnp.where(scores == largest, index, scores.shape[axis]).min(axis=axis)
+
+
+def most_uncertain(logits: Float[Array, "N P"], count: int) -> Int[Array, "N {count}"]:
+    """Indices of the `count` logits nearest to zero in each row, in ascending order.
+
+    The first of equal magnitudes win; NaN counts as the largest magnitude. For example the two of
+    [3.0, -0.5, 2.0, 0.5, -0.5] are [1, 3]: the threshold is 0.5, three magnitudes reach it, and the first two are kept.
+
+    Magnitudes of float32 are in the same order as their bits, read as integers, which is what `value_of_rank` needs.
+    """
+    magnitudes = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.uint32)
+    # Few bits per step mean fewer comparisons (fast on CPU); many bits mean fewer kernel launches (fast on GPU).
+    on_cpu = functools.partial(value_of_rank, rank=count, bits_per_step=1)
+    on_gpu = functools.partial(value_of_rank, rank=count, bits_per_step=4)
+    threshold = jax.lax.platform_dependent(magnitudes, cuda=on_gpu, rocm=on_gpu, default=on_cpu)  # (N, 1)
 
     def first_of_equals():
-        below, equal = bits < threshold, bits == threshold
+        below, equal = magnitudes < threshold, magnitudes == threshold
         return below | (equal & (running_count(equal) <= count - below.sum(axis=-1, keepdims=True)))
 
-    kept = bits <= threshold
-    kept = jax.lax.cond((kept.sum(axis=-1) > count).any(), first_of_equals, lambda: kept)
-    rank = jnp.where(kept, running_count(kept) - 1, count)  # (N, P)
-    places = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    fill = lambda rank: jnp.zeros(count + 1, jnp.int32).at[rank].set(places, mode="promise_in_bounds")
-    return jax.vmap(fill)(rank)[:, :count]  # the last place took those not kept
+    chosen = magnitudes <= threshold
+    chosen = jax.lax.cond((chosen.sum(axis=-1) > count).any(), first_of_equals, lambda: chosen)
+    return _indices_of(chosen, count)
 
 
-def value_of_rank(bits: jax.Array, rank: int, digit: int) -> jax.Array:
-    """The `rank`-th smallest value of each row of (N, P) uint32, (N, 1), found `digit` bits a turn from the highest.
+def _indices_of(chosen, count):
+    """Indices of the `count` values that each row of (N, P) has chosen: (N, count)."""
+    target = jnp.where(chosen, running_count(chosen) - 1, count)  # (N, P); the others all go to one more element
+    indices = jnp.arange(chosen.shape[-1], dtype=jnp.int32)
 
-    It is the largest number that fewer than `rank` values are below.
+    def scatter(target):
+        return jnp.zeros(count + 1, jnp.int32).at[target].set(indices, mode="promise_in_bounds")
+
+    return jax.vmap(scatter)(target)[:, :count]
+
+
+def value_of_rank(values: UInt32[Array, "N P"], rank: int, bits_per_step: int) -> UInt32[Array, "N 1"]:
+    """The `rank`-th smallest value of each row, found from its highest bits to its lowest.
+
+    It is the largest number that fewer than `rank` values are below. For example the second smallest of [4, 6, 7] is
+    found by single bits (of the lowest three) as 0b000 -> 0b100 (no value is below 4) -> 0b110 (one value is below 6)
+    -> 0b110 (two values are below 7, too many).
     """
 
-    def add_digit(i, threshold):
-        shift = (32 - digit * (i + 1)).astype(jnp.uint32)
-        higher = threshold + (jnp.arange(1, 2**digit, dtype=jnp.uint32) << shift)  # (N, 2**digit - 1)
-        # Counted in float32, exact up to 2**24, which a CPU does half as fast again as in int32.
-        below = (bits[:, None] < higher[..., None]).sum(axis=-1, dtype=jnp.float32)
+    def add_bits(step, threshold):
+        shift = (32 - bits_per_step * (step + 1)).astype(jnp.uint32)
+        candidates = threshold + (jnp.arange(1, 2**bits_per_step, dtype=jnp.uint32) << shift)  # (N, 2**bits - 1)
+        # Counts in float32 are exact up to 2**24, and on a CPU half as fast again as counts in int32.
+        below = (values[:, None] < candidates[..., None]).sum(axis=-1, dtype=jnp.float32)
         return threshold + ((below < rank).sum(axis=-1, keepdims=True, dtype=jnp.uint32) << shift)
 
-    return jax.lax.fori_loop(0, 32 // digit, add_digit, jnp.zeros_like(bits[:, :1]))
+    return jax.lax.fori_loop(0, 32 // bits_per_step, add_bits, jnp.zeros_like(values[:, :1]))
 
 
-def running_count(chosen: jax.Array, block: int = 64) -> jax.Array:
-    """Cumulative sums of rows (N, P) of bool, int32, in blocks: within each a fast product with a triangular matrix."""
+def running_count(chosen: Bool[Array, "N P"], block: int = 64) -> Int[Array, "N P"]:
+    """How many of each row are chosen up to each index: a cumulative sum, in blocks that a matmul sums fast."""
     n, p = chosen.shape
     blocks = jnp.pad(chosen, ((0, 0), (0, -p % block))).reshape(-1, block).astype(jnp.float32)
     within = (blocks @ jnp.triu(jnp.ones((block, block)))).reshape(n, -1, block)  # (N, blocks, block)

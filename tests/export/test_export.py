@@ -92,7 +92,7 @@ def test_separate_weights(checkpoint, exported, tmp_path):
 def test_kernels_of_gpus_are_not_exported(checkpoint, tmp_path):
     """JAX refuses them, because another version of JAX may not run them."""
     config = checkpoint.config.copy_and_resolve_references()
-    config.model.deformable_attention = "fused"
+    config.model.deformable_attention = "gpu"
     fused = Checkpoint(config, checkpoint.variables, checkpoint.classes)
     export_model(fused, SIZES[:1], tmp_path / "model.npz", platforms=["cpu", "cuda"])
     labels = load_exported.load(tmp_path / "model.npz")(photo(*SIZES[0]))

@@ -1,4 +1,4 @@
-"""The assignment against scipy's: by loops, and by the kernel for GPUs, emulated."""
+"""The assignment against SciPy's: by loops, and by the kernel for GPUs, emulated."""
 
 import functools
 
@@ -10,15 +10,16 @@ from scipy.optimize import linear_sum_assignment
 
 from fasseg_jax.ops import assignment
 from fasseg_jax.ops.assignment import NON_FINITE_COST, assign
+from tests.helpers.lowering import lowered_text
 
 
 @pytest.fixture(params=["loops", "kernel"])
 def assign_all(request, monkeypatch):
-    """Of costs (N, Q, T) and numbers of targets (N,)."""
+    """Assigns problems of costs (N, Q, T) and numbers of targets (N,)."""
     if request.param == "kernel":
         emulated = functools.partial(assignment.assign_in_a_kernel, interpret=True)
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, cuda, default: emulated(*arguments))
-    return jax.jit(jax.vmap(lambda *problem: assign(*problem)))  # a function of its own, traced anew
+    return jax.jit(jax.vmap(lambda *problem: assign(*problem)))  # a new function, so that JAX traces it again
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def check(assign_all):
 
 
 def check_assignments(assign_all, costs: np.ndarray, num_targets: np.ndarray) -> np.ndarray:
-    """Every problem of (N, Q, T) gets a valid assignment, as cheap as scipy's; returns the queries (N, T)."""
+    """Every problem of (N, Q, T) gets a valid assignment, as cheap as SciPy's; returns the queries (N, T)."""
     queries = np.asarray(assign_all(costs.astype(np.float32), num_targets.astype(np.int32)))
     for cost, n, query in zip(costs.astype(np.float32), num_targets, queries, strict=True):
         assert (query[n:] == -1).all()
@@ -68,7 +69,7 @@ def test_hard_costs(check, kind):
     check(costs, np.array([25, 24, 20, 13, 12, 9, 7, 4, 3, 2, 1, 0]))
 
 
-def test_padding_is_not_looked_at(check, assign_all):
+def test_padding_does_not_matter(check, assign_all):
     costs = np.random.default_rng(0).random((3, 12, 6)).astype(np.float32)
     num_targets = np.array([4, 0, 5])
     expected = check(costs, num_targets)
@@ -101,13 +102,12 @@ def test_costs_near_the_largest_number_are_assigned(assign_all):
 
 def test_more_targets_than_queries_are_refused():
     with pytest.raises(ValueError, match="5 targets cannot each have one of 4 queries"):
-        assign(np.zeros((4, 5), np.float32), 2)
+        assign(jnp.zeros((4, 5)), jnp.int32(2))
 
 
 @pytest.mark.parametrize(("platform", "kernels"), [("cuda", 1), ("rocm", 0), ("tpu", 0), ("cpu", 0)])
 def test_nvidia_gpus_get_one_kernel_for_all_problems(platform, kernels):
     shapes = jax.ShapeDtypeStruct((14, 100, 40), jnp.float32), jax.ShapeDtypeStruct((14,), jnp.int32)
-    program = jax.jit(jax.vmap(lambda *problem: assign(*problem))).trace(*shapes)
-    text = program.lower(lowering_platforms=(platform,)).as_text()
+    text = lowered_text(jax.vmap(lambda *problem: assign(*problem)), *shapes, platform=platform)
     assert text.count("__gpu$xla.gpu.triton") == kernels
     assert ("stablehlo.while" in text) == (not kernels)

@@ -1,4 +1,4 @@
-"""Deformable attention against a plain loop in float64, values and gradients, by each method."""
+"""Deformable sampling by each method against a plain loop in float64 and against the reference, and its layer."""
 
 import functools
 import re
@@ -11,7 +11,9 @@ import pytest
 
 from fasseg_jax import build_model
 from fasseg_jax.models.layers.deformable_attention import DeformableAttention, reference_points
-from fasseg_jax.ops.deformable.sampling import deformable_sample
+from fasseg_jax.ops import reference
+from fasseg_jax.ops.deformable.sampling import METHODS, deformable_sample
+from tests.helpers.lowering import lowered_text
 
 SHAPES = ((2, 3), (4, 5), (6, 7))
 
@@ -53,19 +55,26 @@ def float32(arrays):
     return [jnp.asarray(x, jnp.float32) for x in arrays]
 
 
-@pytest.mark.parametrize("method", ["auto", "gather", "dense", "fused"])
+def sample(values, locations, weights, shapes, method):
+    """`deformable_sample`, or its reference."""
+    if method == "reference":
+        return reference.deformable_sample(values, locations, weights, shapes)
+    return deformable_sample(values, locations, weights, shapes, method)
+
+
+@pytest.mark.parametrize("method", ["reference", "auto", *METHODS])
 def test_values(inputs, method):
-    ours = jax.jit(deformable_sample, static_argnums=(3, 4))(*float32(inputs), SHAPES, method)
+    ours = jax.jit(sample, static_argnums=(3, 4))(*float32(inputs), SHAPES, method)
     np.testing.assert_allclose(ours, naive_sample(*inputs, SHAPES), atol=2e-6)
 
 
-@pytest.mark.parametrize("method", ["gather", "dense", "fused"])
+@pytest.mark.parametrize("method", ["reference", *METHODS])
 def test_gradients(inputs, method):
     """Of a random projection of the output, against central differences of the naive float64 loop."""
     projection = np.random.default_rng(1).standard_normal((2, 5, 2, 4))
 
     def ours(*arguments):
-        return jnp.sum(deformable_sample(*arguments, SHAPES, method) * projection.astype(np.float32))
+        return jnp.sum(sample(*arguments, SHAPES, method) * projection.astype(np.float32))
 
     gradients = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(*float32(inputs))
     step = 1e-6
@@ -85,7 +94,7 @@ def test_gradients(inputs, method):
 LARGE_SHAPES = ((3, 5), (23, 36), (3, 260))
 
 
-@pytest.mark.parametrize("method", ["dense", "fused"])
+@pytest.mark.parametrize("method", ["tpu", "gpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_many_tiles_and_chunks(dtype, method):
     """Several tiles, the last one incomplete, and a number of channels that is no power of two.
@@ -96,24 +105,25 @@ def test_many_tiles_and_chunks(dtype, method):
     values, locations, weights = draw(LARGE_SHAPES, 300, 12)
     values = np.asarray(jnp.asarray(values, dtype), np.float64)
     expected = naive_sample(values, locations, weights, LARGE_SHAPES)
-    sample = jax.jit(deformable_sample, static_argnums=(3, 4))
-    ours = sample(jnp.asarray(values, dtype), *float32((locations, weights)), LARGE_SHAPES, method)
+    ours = jax.jit(sample, static_argnums=(3, 4))(
+        jnp.asarray(values, dtype), *float32((locations, weights)), LARGE_SHAPES, method
+    )
     assert ours.dtype == dtype
     error = np.abs(np.asarray(ours, np.float64) - expected)
     assert error.max() < (5 * 2**-17 if dtype == "float32" else 2**-7 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kernel", ["dense", "fused"])
-def test_gradients_of_kernels_and_gathers_agree(kernel):
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_those_of_the_reference(method):
     """Over many tiles and chunks."""
     arrays = float32(draw(LARGE_SHAPES, 300, 12))
     gradient = jnp.asarray(np.random.default_rng(1).standard_normal((2, 300, 2, 12)), jnp.float32)
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradients(method):
-        return jax.vjp(lambda *x: deformable_sample(*x, LARGE_SHAPES, method), *arrays)[1](gradient)
+        return jax.vjp(lambda *x: sample(*x, LARGE_SHAPES, method), *arrays)[1](gradient)
 
-    for ours, theirs in zip(gradients(kernel), gradients("gather"), strict=True):
+    for ours, theirs in zip(gradients(method), gradients("reference"), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
@@ -125,12 +135,12 @@ def test_slope_on_a_pixel_centre_is_that_to_the_right():
     locations = jnp.asarray(locations, jnp.float32)
     weights = jnp.ones((1, 64, 1, 1, 1))
     slopes = {}
-    for method in ("gather", "dense", "fused"):
-        total = lambda x, method=method: deformable_sample(values, x, weights, ((8, 8),), method).sum()
+    for method in ("reference", *METHODS):
+        total = lambda x, method=method: sample(values, x, weights, ((8, 8),), method).sum()
         slopes[method] = jax.jit(jax.grad(total))(locations)[0, :, 0, 0, 0].reshape(8, 8, 2)
     sums = np.asarray(values.sum(axis=-1)).reshape(8, 8)
     for slope in slopes.values():
-        np.testing.assert_allclose(slope, slopes["gather"], atol=1e-4)
+        np.testing.assert_allclose(slope, slopes["reference"], atol=1e-4)
         np.testing.assert_allclose(slope[:, :-1, 0], 8 * np.diff(sums, axis=1), atol=1e-4)
         np.testing.assert_allclose(slope[:-1, :, 1], 8 * np.diff(sums, axis=0), atol=1e-4)
 
@@ -148,13 +158,13 @@ AMD = types.SimpleNamespace(platform="gpu", compute_capability="gfx942")
         ("auto", [TPU], "tpu", 2),
         ("auto", [TPU] * 4, "tpu", 0),
         ("gather", [TPU], "tpu", 0),
-        ("dense", [], "tpu", 2),
+        ("tpu", [], "tpu", 2),
         ("auto", [AMPERE], "cuda", 2),
         ("auto", [BLACKWELL], "cuda", 2),
         ("auto", [AMPERE] * 2, "cuda", 0),
         ("auto", [TURING], "cuda", 0),
         ("auto", [AMD], "rocm", 0),
-        ("fused", [], "cuda", 2),
+        ("gpu", [], "cuda", 2),
     ],
 )
 def test_programs_hold_the_kernels(inputs, monkeypatch, method, devices, target, kernels):
@@ -166,25 +176,24 @@ def test_programs_hold_the_kernels(inputs, monkeypatch, method, devices, target,
     def total(*arguments):
         return jnp.square(deformable_sample(*arguments, SHAPES, method)).sum()
 
-    program = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))).trace(*float32(inputs))
-    text = program.lower(lowering_platforms=(target,)).as_text()
+    text = lowered_text(jax.value_and_grad(total, argnums=(0, 1, 2)), *float32(inputs), platform=target)
     assert len(re.findall(r"tpu_custom_call|__gpu\$xla\.gpu\.triton", text)) == kernels
 
 
 def test_network_is_the_same_by_all_methods(tiny_config):
     images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 96, 3)), jnp.float32)
     predictions = {}
-    for method in ("gather", "dense", "fused"):
+    for method in METHODS:
         tiny_config.model.deformable_attention = method
         model = build_model(tiny_config.model)
         variables = jax.jit(model.init)(jax.random.key(0), images)
         predictions[method] = jax.jit(model.apply)(variables, images)
-    for method in ("dense", "fused"):
+    for method in ("tpu", "gpu"):
         ours, theirs = predictions[method], predictions["gather"]
         np.testing.assert_allclose(ours.class_logits, theirs.class_logits, atol=1e-4)
         np.testing.assert_allclose(ours.mask_logits, theirs.mask_logits, atol=1e-4)
     tiny_config.model.deformable_attention = "sparse"
-    with pytest.raises(ValueError, match="deformable_attention is 'sparse'; choose one of auto, gather, dense, fused"):
+    with pytest.raises(ValueError, match="deformable_attention is 'sparse'; choose one of auto, gpu, tpu, gather"):
         build_model(tiny_config.model)
 
 

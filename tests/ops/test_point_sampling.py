@@ -1,13 +1,15 @@
 """Sampling and the choice of points against plain numpy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fasseg_jax.losses.points import draw_loss_points, draw_matching_points
+from fasseg_jax.ops import reference, selection
 from fasseg_jax.ops.point_sampling import (
     sample_by_gathers,
-    sample_by_products,
+    sample_by_matmuls,
     sample_labels,
     sample_masks,
     sample_masks_at_shared_points,
@@ -18,7 +20,10 @@ from fasseg_jax.ops.selection import most_uncertain, value_of_rank
 def bilinear(image: np.ndarray, x: float, y: float) -> float:
     """One sample, as the sum over all pixels of what a tent around the point leaves of each; zero outside."""
     h, w = image.shape
-    tent = lambda position, size: np.maximum(0, 1 - np.abs(position * size - 0.5 - np.arange(size)))
+
+    def tent(position, size):
+        return np.maximum(0, 1 - np.abs(position * size - 0.5 - np.arange(size)))
+
     return float(tent(y, h) @ image @ tent(x, w))
 
 
@@ -27,11 +32,11 @@ def points() -> np.ndarray:
     """(2, 60, 2), with the corners and edges of the map among them."""
     points = np.random.default_rng(0).random((2, 60, 2)).astype(np.float32)
     points[0, :6] = [(0, 0), (1, 1), (0, 1), (1, 0), (0.5, 0), (1, 0.25)]
-    points[1, :3] = [(0.5 / 7, 0.5 / 5), (0.5, 0.5), (6.5 / 7, 4.5 / 5)]  # pixel centres
+    points[1, :3] = [(0.5 / 7, 0.5 / 5), (0.5, 0.5), (6.5 / 7, 4.5 / 5)]  # pixel centers
     return points
 
 
-FORMS = pytest.mark.parametrize("sample", [sample_masks, sample_by_gathers, sample_by_products])
+FORMS = pytest.mark.parametrize("sample", [reference.sample_masks, sample_masks, sample_by_gathers, sample_by_matmuls])
 
 
 @FORMS
@@ -53,7 +58,7 @@ def test_masks_at_shared_points(points):
 def test_gradient_of_masks_is_the_transpose(points, sample):
     masks = np.random.default_rng(1).normal(size=(2, 5, 7)).astype(np.float32)
     cotangent = np.random.default_rng(3).normal(size=(2, 60)).astype(np.float32)
-    gradient = jax.grad(lambda masks: (sample(masks, points) * cotangent).sum())(masks)
+    gradient = jax.grad(lambda masks: (sample(masks, jnp.asarray(points)) * cotangent).sum())(jnp.asarray(masks))
     for n, row, column in np.ndindex(masks.shape):
         unit = np.zeros((5, 7))
         unit[row, column] = 1
@@ -88,6 +93,20 @@ def test_most_uncertain(count):
     chosen = np.asarray(jax.jit(most_uncertain, static_argnums=1)(logits, count))
     expected = np.sort(np.argsort(np.abs(logits), axis=1, kind="stable")[:, :count])
     np.testing.assert_array_equal(chosen, expected)
+    np.testing.assert_array_equal(reference.most_uncertain(jnp.asarray(logits), count), expected)
+
+
+def test_example_of_most_uncertain():
+    np.testing.assert_array_equal(most_uncertain(jnp.array([[3.0, -0.5, 2.0, 0.5, -0.5]]), 2), [[1, 3]])
+
+
+def test_largest():
+    scores = np.random.default_rng(0).integers(0, 9, (3, 40)).astype(np.float32)  # many ties
+    expected = np.argsort(-scores, axis=1, kind="stable")
+    for module in (selection, reference):
+        np.testing.assert_array_equal(jax.jit(module.top_indices, static_argnums=1)(scores, 7), expected[:, :7])
+        for axis in (0, 1, -1):
+            np.testing.assert_array_equal(module.first_argmax(jnp.asarray(scores), axis), scores.argmax(axis))
 
 
 @pytest.mark.parametrize("digit", [1, 2, 4])

@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from fasseg_jax import build_model, load_config
-from fasseg_jax.ops.activations import gelu_product
+from fasseg_jax.ops.activations import gelu_matmul
 from fasseg_jax.training.optimizer import gradient_norm, learning_rate_schedule, make_optimizer, parameter_groups
 
 
@@ -97,7 +97,7 @@ def test_gradient_norm_lets_a_backward_pass_forget():
 
     def loss(params, x):
         for i in range(layers):
-            x = x + gelu_product(x, params["backbone"][f"stage0_block{i}"]["fc2"])
+            x = x + gelu_matmul(x, params["backbone"][f"stage0_block{i}"]["fc2"])
         return x.sum()
 
     def temporary_memory(norm):

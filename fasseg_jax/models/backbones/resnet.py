@@ -1,12 +1,17 @@
-"""ResNet backbones (He et al., 2016), bottleneck blocks with the stride in the 3x3 convolution (SPEC section 2)."""
+"""ResNet backbones (He et al., 2016), bottlenecks with the stride in the 3x3 convolution.
+
+docs/specification.md, section 2.
+"""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from fasseg_jax.models.layers.initializers import Dtype, he_normal_fan_out
+from fasseg_jax.models.layers.initializers import he_normal_fan_out
 from fasseg_jax.models.layers.linear import PointwiseConv
 from fasseg_jax.models.layers.norms import batch_norm
 from fasseg_jax.ops.activations import relu
@@ -15,15 +20,15 @@ __all__ = ["ResNet"]
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution around a shortcut, (B, h, w, Cin) -> (B, h/s, w/s, 4 * width)."""
+    """1x1, 3x3 and 1x1 convolution around a shortcut, (B, h, w, C) -> (B, h/s, w/s, 4 * width) with s = `strides`."""
 
     width: int
     strides: int
     norm: str
-    dtype: Dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"], train: bool) -> Float[Array, "B h_out w_out 4*{self.width}"]:
         def pointwise(features, name, strides=1):
             return PointwiseConv(features, strides, False, self.dtype, he_normal_fan_out, name=name)
 
@@ -49,16 +54,19 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, H, W, 3), normalised -> [res2, res3, res4, res5], strides 4, 8, 16, 32, 4 * width * 2**i channels."""
+    """Normalized images -> [res2, res3, res4, res5] at strides 4, 8, 16, 32 with 4 * width * 2**i channels."""
 
     blocks: Sequence[int]
     width: int = 64
     norm: str = "frozen_batch_norm"
     remat: bool = False
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
+
+    size_divisor: ClassVar[int] = 32
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"norm": ("frozen_batch_norm", "batch_norm")}
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> list[jax.Array]:
+    def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:
         x = nn.Conv(
             self.width,
             (7, 7),

@@ -1,1 +1,1 @@
-"""The chapter layers."""
+"""Layers that several parts of the network share."""

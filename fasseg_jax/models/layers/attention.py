@@ -1,38 +1,41 @@
-"""Attention: its core, and multi-head attention with PyTorch's packed input projection."""
+"""Multi-head attention with PyTorch's packed input projection."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
-from fasseg_jax.models.layers.initializers import Dtype
 from fasseg_jax.ops.attention import attend
 
 __all__ = ["MultiheadAttention"]
 
 
 class MultiheadAttention(nn.Module):
-    """Attention of queries (B, Q, C) to keys and values (B, N, C).
+    """Attention of queries to keys and values.
 
-    Called with `allowed` (B, Q, N), True where a query may look, None for everywhere. Returns the output (B, Q, C)
-    and the probabilities (B, Q, N) averaged over the heads, float32. As in PyTorch the projections are one matrix,
-    in the order query, key, value, and are initialised as one.
+    `allowed` is True where a query may look; None allows everything. Returns the output, and the probabilities averaged
+    over the heads in float32. As in PyTorch, the projections are one matrix in the order query, key, value, and are
+    initialized as one.
     """
 
     num_heads: int
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, queries: jax.Array, keys: jax.Array, values: jax.Array, allowed: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        queries: Float[Array, "B Q C"],
+        keys: Float[Array, "B N C"],
+        values: Float[Array, "B N C"],
+        allowed: Bool[Array, "B Q N"] | None = None,
+    ) -> tuple[Float[Array, "B Q C"], Float[Array, "B Q N"]]:
         c, heads = queries.shape[-1], self.num_heads
         kernel = self.param("in_proj_kernel", nn.initializers.xavier_uniform(), (c, 3 * c))
         bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * c,))
 
         def project(x, i):
-            x, k, b = nn.dtypes.promote_dtype(
-                x, kernel[:, i * c : (i + 1) * c], bias[i * c : (i + 1) * c], dtype=self.dtype
-            )
+            part = slice(i * c, (i + 1) * c)
+            x, k, b = nn.dtypes.promote_dtype(x, kernel[:, part], bias[part], dtype=self.dtype)
             return (x @ k + b).reshape(*x.shape[:2], heads, c // heads)  # (B, N, C) -> (B, N, M, D)
 
         q, k, v = project(queries, 0), project(keys, 1), project(values, 2)

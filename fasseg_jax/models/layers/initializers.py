@@ -1,12 +1,11 @@
-"""Initialisers of PyTorch and Detectron2."""
-
-from typing import Any
+"""Initializers of PyTorch and Detectron2."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Dtype = Any
+__all__ = ["Initializer", "he_normal_fan_out", "he_uniform_a1", "symmetric_uniform", "torch_uniform"]
+
 Initializer = jax.nn.initializers.Initializer
 
 he_uniform_a1 = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # Detectron2's c2_xavier_fill
@@ -15,9 +14,10 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # 
 
 
 def symmetric_uniform(limit: float) -> Initializer:
-    """Initialiser drawing from U(-limit, limit)."""
+    """An initializer that draws from U(-limit, limit)."""
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
     return init

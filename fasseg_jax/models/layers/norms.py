@@ -1,52 +1,60 @@
-"""Normalisation layers."""
+"""Normalization layers."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from fasseg_jax.models.layers.initializers import Dtype
-from fasseg_jax.ops.layer_norm import EPSILON, normalise_channels
+from fasseg_jax.ops.layer_norm import EPSILON, layer_norm
 
-__all__ = ["FrozenBatchNorm", "LayerNorm", "batch_norm"]
+__all__ = ["FrozenBatchNorm", "LayerNorm", "batch_norm", "group_norm"]
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis, computed in float32; the result is of `dtype`."""
+    """Layer norm over the last axis, computed in float32; the result has `dtype`."""
 
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return normalise_channels(x.astype(jnp.float32), scale, bias).astype(self.dtype)
+        return layer_norm(x.astype(jnp.float32), scale, bias).astype(self.dtype)
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm of (B, h, w, C) with constant scale, bias, mean and variance.
+    """Batch norm with constant scale, bias, mean and variance.
 
-    All four live in the collection `batch_stats`, outside of what an optimiser sees.
+    All four live in the collection `batch_stats`, which no optimizer sees.
     """
 
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool = True) -> jax.Array:
+    def __call__(self, x: Float[Array, "B h w C"], use_running_average: bool = True) -> Float[Array, "B h w C"]:
         del use_running_average  # always
-        constant = lambda name, init: self.variable("batch_stats", name, init, (x.shape[-1],), jnp.float32).value
-        scale, bias = constant("scale", jnp.ones), constant("bias", jnp.zeros)
-        mean, var = constant("mean", jnp.zeros), constant("var", jnp.ones)
+        scale, bias = self._constant("scale", jnp.ones, x), self._constant("bias", jnp.zeros, x)
+        mean, var = self._constant("mean", jnp.zeros, x), self._constant("var", jnp.ones, x)
         scale = scale * jax.lax.rsqrt(var + EPSILON)
         bias = bias - mean * scale
         return x * scale.astype(self.dtype) + bias.astype(self.dtype)
 
+    def _constant(self, name, init, x):
+        return self.variable("batch_stats", name, init, (x.shape[-1],), jnp.float32).value
 
-def batch_norm(kind: str, dtype: Dtype, name: str) -> nn.Module:
-    """Batch norm by `kind`, called as `norm(x, use_running_average=not train)`.
 
-    "frozen_batch_norm" is constant. "batch_norm" is trained: its statistics are those of the global batch, also where
-    that is sharded over devices (jit's reductions are global), and the running ones keep 0.9 of their value a step.
+def batch_norm(kind: str, dtype: DTypeLike, name: str | None) -> nn.Module:
+    """The batch norm `kind`, called as `norm(x, use_running_average=not train)`.
+
+    "frozen_batch_norm" is constant. "batch_norm" is trained: its statistics are those of the global batch, also when
+    that is sharded over devices (jit's reductions are global). The running statistics keep 0.9 of their value a step.
     """
     if kind == "frozen_batch_norm":
         return FrozenBatchNorm(dtype, name=name)
     return nn.BatchNorm(momentum=0.9, epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def group_norm(dtype: DTypeLike, name: str) -> nn.GroupNorm:
+    """Group norm with 32 groups."""
+    return nn.GroupNorm(32, epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)

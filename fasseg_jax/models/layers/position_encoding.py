@@ -1,14 +1,14 @@
-"""Positional encodings of the keys (SPEC section 3; paper section 3.2)."""
+"""Fixed positional encodings of the keys (docs/specification.md, section 3)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 __all__ = ["sine_positions"]
 
 
-def sine_positions(height: int, width: int, channels: int) -> jax.Array:
-    """Fixed encodings of a map's positions, (h, w, C) float32: C/2 features of y, then of x, sin and cos interleaved.
+def sine_positions(height: int, width: int, channels: int) -> Float[Array, "{height} {width} {channels}"]:
+    """Sine encodings of a map's positions: C/2 features of y, then C/2 of x, sine and cosine interleaved; float32.
 
     A coordinate is (i + 1) / (size + 1e-6) * 2 pi, divided by 10000^(2j / (C/2)) for the j-th pair.
     """

@@ -1,1 +1,1 @@
-"""The chapter deformable."""
+"""Multi-scale deformable sampling: `sampling.py` is the operation; one file for each method that computes it."""

@@ -1,41 +1,98 @@
-"""Multi-scale deformable sampling: the operation, its derivative, and the choice of a method."""
+"""Multi-scale deformable sampling: the operation, its derivative, and the choice of a method.
 
+Computes the same as `reference.deformable_sample`. The difference: the methods never store the samples, which would be
+as large as levels * P copies of the output, and their derivatives are written by hand, in half the time of JAX's own.
+"""
+
+import dataclasses
 import functools
+import importlib
 import re
 from collections.abc import Callable
 
 import jax
+from jaxtyping import Array, Float
 
-from fasseg_jax.ops.deformable.gather import _gather_sample, _gather_sample_gradients
 from fasseg_jax.ops.deformable.geometry import Shapes
 from fasseg_jax.runtime.distributed import DATA, on_each_device
 
-__all__ = ["deformable_sample"]
+__all__ = ["METHODS", "Method", "deformable_sample"]
+
+
+def is_recent_nvidia_gpu(device: jax.Device) -> bool:
+    """Whether Triton compiles for the device: NVIDIA's GPUs from Ampere on."""
+    # "8.6" or the like on NVIDIA's GPUs, other text on others.
+    capability = re.match(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))
+    return capability is not None and int(capability[1]) >= 8
+
+
+def is_tpu(device: jax.Device) -> bool:
+    """Whether the device is a TPU."""
+    return device.platform == "tpu"
+
+
+def is_any(device: jax.Device) -> bool:
+    """True."""
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to compute deformable sampling.
+
+    Attributes:
+      module: in `fasseg_jax.ops.deformable`, with two functions: `sample`, which takes the arguments of
+        `deformable_sample`, and `sample_gradients`, which takes those with the output's cotangent before `shapes` and
+        returns the gradients of values, locations and weights.
+      suits: whether the method is the fastest on a device; "auto" takes the first that suits.
+      divisible: whether XLA can divide it among several devices by itself.
+      exportable: whether later versions of JAX promise to run an exported program that holds it.
+    """
+
+    module: str
+    suits: Callable[[jax.Device], bool]
+    divisible: bool
+    exportable: bool
+
+    def load(self) -> tuple[Callable, Callable]:
+        """The two functions. Kernels are imported only here, because Pallas takes a third of a second to import."""
+        module = importlib.import_module(f"fasseg_jax.ops.deformable.{self.module}")
+        return module.sample, module.sample_gradients
+
+
+# A new method is one new file and one line here. Each runs on every device; Pallas emulates the kernels, slowly, where
+# they cannot be compiled.
+METHODS = {
+    "gpu": Method("gpu", is_recent_nvidia_gpu, divisible=False, exportable=False),  # one kernel
+    "tpu": Method("tpu", is_tpu, divisible=False, exportable=True),  # matmuls
+    "gather": Method("gather", is_any, divisible=True, exportable=True),
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def deformable_sample(
-    values: jax.Array, locations: jax.Array, weights: jax.Array, shapes: Shapes, method: str = "auto"
-) -> jax.Array:
-    """Weighted sum of bilinear samples from several levels.
-
-    The derivative is written by hand: it takes half the time of the automatic one, and keeps no samples in memory.
+    values: Float[Array, "B N M D"],
+    locations: Float[Array, "B Q M levels P 2"],
+    weights: Float[Array, "B Q M levels P"],
+    shapes: Shapes,
+    method: str = "auto",
+) -> Float[Array, "B Q M D"]:
+    """Weighted sum of bilinear samples from several levels (Deformable DETR, equation 3).
 
     Args:
-      values: (B, N, M, D), tokens of all levels concatenated, each level row-major.
-      locations: (B, Q, M, levels, P, 2), xy in [0, 1] with pixel centres at half-integers; zero outside.
-      weights: (B, Q, M, levels, P).
-      shapes: (h, w) of each level, a tuple of tuples.
-      method: "gather"; "dense" (products, for TPUs) or "fused" (one kernel, for NVIDIA GPUs), both emulated, slowly,
-        elsewhere; or "auto": dense on TPUs, fused on NVIDIA GPUs from Ampere on, unless there are several and no mesh
-        says how images lie on them (see `parallel.on_each_device`), else gather. To compile for a device that is not
-        there, name the method.
+      values: tokens of all levels, one level after the other, each row-major.
+      locations: xy in [0, 1] of each level, pixel centers at half-integers; a level is zero outside.
+      weights: of the samples.
+      shapes: (h, w) of each level.
+      method: a key of `METHODS`, or "auto" for the fastest on this device. Where several devices share a batch and no
+        mesh tells how (see `on_each_device`), "auto" takes one that XLA can divide among them. To compile for a device
+        that is not there, name the method.
 
     Returns:
-      (B, Q, M, D) in the dtype of `values`; coordinates, weights and the sum are float32.
+      The sums in the dtype of `values`; coordinates, weights and sums are computed in float32.
     """
     with jax.named_scope("deformable_sample"):
-        sample, _ = _functions(method)
+        sample, _ = _find(method).load()
         return on_each_device(functools.partial(sample, shapes=shapes))(values, locations, weights)
 
 
@@ -43,36 +100,18 @@ def _sample_forward(values, locations, weights, shapes, method):
     return deformable_sample(values, locations, weights, shapes, method), (values, locations, weights)
 
 
-def _sample_backward(shapes, method, inputs, gradient):
+def _sample_backward(shapes, method, residuals, grad_out):
     with jax.named_scope("deformable_sample_gradients"):
-        _, gradients = _functions(method)
-        return on_each_device(functools.partial(gradients, shapes=shapes))(*inputs, gradient)
+        _, sample_gradients = _find(method).load()
+        return on_each_device(functools.partial(sample_gradients, shapes=shapes))(*residuals, grad_out)
 
 
 deformable_sample.defvjp(_sample_forward, _sample_backward)
 
 
-def _functions(method: str) -> tuple[Callable, Callable]:
-    """Sampling and its derivative. Pallas, which takes a third of a second to load, is loaded only where it is used."""
-    if method == "auto":
-        method = _fastest_method()
-    if method == "dense":
-        from fasseg_jax.ops.deformable import tpu as dense
-
-        return dense.dense_sample, dense.dense_sample_gradients
-    if method == "fused":
-        from fasseg_jax.ops.deformable import gpu as fused
-
-        return fused.fused_sample, fused.fused_sample_gradients
-    return _gather_sample, _gather_sample_gradients
-
-
-def _fastest_method() -> str:
+def _find(name: str) -> Method:
+    if name != "auto":
+        return METHODS[name]
+    undivided = jax.device_count() > 1 and DATA not in jax.sharding.get_abstract_mesh().axis_names
     device = jax.devices()[0]
-    if jax.device_count() > 1 and DATA not in jax.sharding.get_abstract_mesh().axis_names:
-        return "gather"  # XLA divides no kernel among devices
-    # "8.6" or the like of NVIDIA's; Triton compiles for 8.0 and later ones.
-    capability = re.match(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))
-    if capability and int(capability[1]) >= 8:
-        return "fused"
-    return "dense" if device.platform == "tpu" else "gather"
+    return next(m for m in METHODS.values() if m.suits(device) and (m.divisible or not undivided))
