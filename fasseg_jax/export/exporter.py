@@ -147,9 +147,10 @@ def _check_request(sizes: Sequence[tuple[int, int]], files: Sequence[Path], over
 
 
 def _exportable(model_config: ConfigDict) -> ConfigDict:
-    """The configuration, without kernels for GPUs: JAX does not promise that its next version runs them."""
+    """The configuration, without kernels that JAX does not promise to run in its next versions."""
     config = model_config.copy_and_resolve_references()
-    if config.deformable_attention in ("auto", "fused"):
+    method = METHODS.get(config.deformable_attention)  # None for "auto"
+    if method is None or not method.exportable:
         config.deformable_attention = "gather"
     return config
 

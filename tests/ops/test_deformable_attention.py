@@ -2,7 +2,7 @@
 
 import functools
 import re
-import types
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -145,11 +145,15 @@ def test_slope_on_a_pixel_centre_is_that_to_the_right():
         np.testing.assert_allclose(slope[:-1, :, 1], 8 * np.diff(sums, axis=0), atol=1e-4)
 
 
-TPU = types.SimpleNamespace(platform="tpu")
-AMPERE = types.SimpleNamespace(platform="gpu", compute_capability="8.6")
-BLACKWELL = types.SimpleNamespace(platform="gpu", compute_capability="12.0")
-TURING = types.SimpleNamespace(platform="gpu", compute_capability="7.5")  # Triton compiles for none before Ampere
-AMD = types.SimpleNamespace(platform="gpu", compute_capability="gfx942")
+def device(platform, compute_capability=""):
+    return unittest.mock.Mock(spec=jax.Device, platform=platform, compute_capability=compute_capability)
+
+
+TPU = device("tpu")
+AMPERE = device("gpu", "8.6")
+BLACKWELL = device("gpu", "12.0")
+TURING = device("gpu", "7.5")  # Triton compiles for none before Ampere
+AMD = device("gpu", "gfx942")
 
 
 @pytest.mark.parametrize(
