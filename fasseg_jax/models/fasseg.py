@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from fasseg_jax.models.backbones import BACKBONES
+from fasseg_jax.models.backbones import BACKBONES, Backbone
 from fasseg_jax.models.pixel_decoder import PixelDecoder
 from fasseg_jax.models.predictions import FactoredPredictions, Predictions
 from fasseg_jax.models.transformer_decoder import Decoder
@@ -41,7 +41,7 @@ class FASeg(nn.Module):
       ValueError: H and W are no multiples of `size_divisor`.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     pixel_decoder: PixelDecoder
     decoder: Decoder
     dtype: DTypeLike = jnp.float32
@@ -62,7 +62,7 @@ class FASeg(nn.Module):
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % d or images.shape[2] % d:
             raise ValueError(f"images must be (B, H, W, 3) with H and W multiples of {d}, not {images.shape}")
         with full_precision() if self.dtype == jnp.float32 else contextlib.nullcontext():
-            features = self.backbone(images.astype(self.dtype), train)  # res2 to res5, strides 4 to 32
+            features = self.backbone(jnp.asarray(images, self.dtype), train)  # res2 to res5, strides 4 to 32
             pixels = self.pixel_decoder(features)  # maps at strides 32, 16, 8, 4
             return self.decoder(pixels, all_predictions)
 
@@ -82,10 +82,11 @@ def build_model(config: ConfigDict) -> FASeg:
     backbone_type = BACKBONES[config.backbone.kind]
     _check_choices(config, {f"backbone.{name}": values for name, values in backbone_type.choices.items()})
     dtype = jnp.dtype(config.dtype)
-    backbone_fields = {name: value for name, value in config.backbone.items() if name != "kind"}
+    backbone_fields = {**config.backbone, "remat": config.remat, "dtype": dtype}
+    del backbone_fields["kind"]
     shared = {"hidden_dim": config.hidden_dim, "num_heads": config.num_heads, "dtype": dtype}
     return FASeg(
-        backbone=backbone_type(**backbone_fields, remat=config.remat, dtype=dtype),
+        backbone=backbone_type(**backbone_fields),
         pixel_decoder=PixelDecoder(
             **config.pixel_decoder,
             **shared,

@@ -1,6 +1,6 @@
 """High-resolution cross attention (paper section 3.3): which stride-4 tokens a high-resolution layer attends to.
 
-The numbers of tokens follow from the input size alone, so the selection is a top-k of static shape.
+The numbers of tokens depend only on the input size, so the selection is a top-k of static shape.
 """
 
 import jax.numpy as jnp

@@ -16,7 +16,7 @@ class Corner(NamedTuple):
 
     Attributes:
       inside: whether the pixel lies in the map.
-      index: the pixel's row-major index; 0 where it lies outside.
+      pixel: its row-major index in the map; 0 where it lies outside.
       weight_x: the factor of its weight that depends on the point's x.
       weight_y: the factor that depends on y.
       slope_x: the derivative of `weight_x` by the point's x in pixels, -1 or 1.
@@ -24,7 +24,7 @@ class Corner(NamedTuple):
     """
 
     inside: Bool[Array, "*points"]
-    index: Int[Array, "*points"]
+    pixel: Int[Array, "*points"]
     weight_x: Float[Array, "*points"]
     weight_y: Float[Array, "*points"]
     slope_x: int
@@ -48,8 +48,8 @@ def corners(x: Float[Array, "*points"], y: Float[Array, "*points"], size: tuple[
     for row, weight_y, slope_y in ((north, north + 1 - y, -1), (north + 1, y - north, 1)):
         for column, weight_x, slope_x in ((west, west + 1 - x, -1), (west + 1, x - west, 1)):
             inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
-            index = jnp.where(inside, row.astype(jnp.int32) * w + column.astype(jnp.int32), 0)
-            found.append(Corner(inside, index, weight_x, weight_y, slope_x, slope_y))
+            pixel = jnp.where(inside, row.astype(jnp.int32) * w + column.astype(jnp.int32), 0)
+            found.append(Corner(inside, pixel, weight_x, weight_y, slope_x, slope_y))
     return found
 
 

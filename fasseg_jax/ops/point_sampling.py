@@ -32,7 +32,7 @@ def sample_by_gathers(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"
     pixels = jnp.reshape(masks, -1)  # (N * h * w,)
     first = h * w * jnp.arange(n)[:, None]  # (N, 1), the index of each mask's first pixel
     return _sum_of(
-        corner.weight * pixels.at[first + corner.index].get(mode="promise_in_bounds")
+        corner.weight * pixels.at[first + corner.pixel].get(mode="promise_in_bounds")
         for corner in corners(points[..., 0], points[..., 1], (h, w))
     )
 
@@ -54,7 +54,7 @@ def sample_masks_at_shared_points(masks: Float[Array, "h w N"], points: Float[Ar
     h, w, n = masks.shape
     pixels = masks.reshape(h * w, n)
     return _sum_of(
-        corner.weight[:, None] * pixels.at[corner.index].get(mode="promise_in_bounds")  # (P, N)
+        corner.weight[:, None] * pixels.at[corner.pixel].get(mode="promise_in_bounds")  # (P, N)
         for corner in corners(points[:, 0], points[:, 1], (h, w))
     )
 
@@ -71,7 +71,7 @@ def sample_labels(
     pixels = jnp.reshape(labels, -1)  # (B * H * W,)
     first = image[:, None] * (height * width)  # (N, 1)
     return [
-        (pixels.at[first + corner.index].get(mode="promise_in_bounds"), corner.weight)
+        (pixels.at[first + corner.pixel].get(mode="promise_in_bounds"), corner.weight)
         for corner in corners(points[..., 0], points[..., 1], (height, width))
     ]
 

@@ -38,7 +38,7 @@ def most_uncertain(logits: Float[Array, "N P"], count: int) -> Int[Array, "N {co
     """Indices of the `count` logits nearest to zero in each row, in ascending order.
 
     The first of equal magnitudes win; NaN counts as the largest magnitude. For example the two of
-    [3.0, -0.5, 2.0, 0.5, -0.5] are [1, 3]: the threshold is 0.5, three magnitudes reach it, and the first two are kept.
+    [3.0, -0.5, 2.0, 0.5, -0.5] are [1, 3]: the threshold is 0.5, three magnitudes equal it, and the first two win.
 
     Magnitudes of float32 are in the same order as their bits, read as integers, which is what `value_of_rank` needs.
     """

@@ -94,6 +94,7 @@ def test_gradients(inputs, method):
 LARGE_SHAPES = ((3, 5), (23, 36), (3, 260))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["tpu", "gpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_many_tiles_and_chunks(dtype, method):
@@ -136,7 +137,10 @@ def test_slope_on_a_pixel_centre_is_that_to_the_right():
     weights = jnp.ones((1, 64, 1, 1, 1))
     slopes = {}
     for method in ("reference", *METHODS):
-        total = lambda x, method=method: sample(values, x, weights, ((8, 8),), method).sum()
+
+        def total(x, method=method):
+            return sample(values, x, weights, ((8, 8),), method).sum()
+
         slopes[method] = jax.jit(jax.grad(total))(locations)[0, :, 0, 0, 0].reshape(8, 8, 2)
     sums = np.asarray(values.sum(axis=-1)).reshape(8, 8)
     for slope in slopes.values():
@@ -184,6 +188,7 @@ def test_programs_hold_the_kernels(inputs, monkeypatch, method, devices, target,
     assert len(re.findall(r"tpu_custom_call|__gpu\$xla\.gpu\.triton", text)) == kernels
 
 
+@pytest.mark.slow
 def test_network_is_the_same_by_all_methods(tiny_config):
     images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 96, 3)), jnp.float32)
     predictions = {}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.initializers import he_normal_fan_out
 from fasseg_jax.models.layers.linear import PointwiseConv
 from fasseg_jax.models.layers.norms import batch_norm
@@ -53,7 +54,7 @@ class Bottleneck(nn.Module):
         return relu(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Normalized images -> [res2, res3, res4, res5] at strides 4, 8, 16, 32 with 4 * width * 2**i channels."""
 
     blocks: Sequence[int]
@@ -62,7 +63,6 @@ class ResNet(nn.Module):
     remat: bool = False
     dtype: DTypeLike = jnp.float32
 
-    size_divisor: ClassVar[int] = 32
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"norm": ("frozen_batch_norm", "batch_norm")}
 
     @nn.compact

@@ -4,7 +4,6 @@ docs/specification.md, section 2.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.linear import GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.attention import attend
@@ -159,7 +159,7 @@ class PatchMerging(nn.Module):
         return nn.Dense(2 * c, use_bias=False, dtype=self.dtype, kernel_init=truncated_normal, name="reduction")(x)
 
 
-class Swin(nn.Module):
+class Swin(Backbone):
     """Normalized images -> [res2, res3, res4, res5] at strides 4, 8, 16, 32 with embed_dim * 2**i channels.
 
     `drop_path` is the rate of the last block; the rates rise linearly from 0. In training it draws from the random
@@ -174,9 +174,6 @@ class Swin(nn.Module):
     drop_path: float = 0.3
     remat: bool = False
     dtype: DTypeLike = jnp.float32
-
-    size_divisor: ClassVar[int] = 32
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:

@@ -30,7 +30,7 @@ def sample(
     def add_sample(total, sample):
         size, start, (x, y), weight = sample
         for corner in corners(x, y, size):
-            row = first_row + (start + corner.index) * values.shape[2]  # (B, Q, M)
+            row = first_row + (start + corner.pixel) * values.shape[2]  # (B, Q, M)
             share = corner.weight * weight
             total += share[..., None] * rows.at[row].get(mode="promise_in_bounds")  # (B, Q, M, D)
         return total, None

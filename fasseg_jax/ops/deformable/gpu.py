@@ -77,7 +77,7 @@ def _values_gradient(values, locations, weights, grad_out, shapes):
     for level, (start, size) in enumerate(zip(level_starts(shapes), shapes, strict=True)):
         x, y = locations[:, :, :, level, :, 0], locations[:, :, :, level, :, 1]  # (B, Q, M, P) each
         for corner in corners(x, y, size):
-            row = first_row + (start + corner.index) * values.shape[2]
+            row = first_row + (start + corner.pixel) * values.shape[2]
             share = corner.weight * weights[:, :, :, level]
             update = share[..., None] * grad_out[..., None, :]  # (B, Q, M, P, D)
             grad_rows = grad_rows.at[row].add(update, mode="promise_in_bounds")
@@ -139,7 +139,7 @@ class _Tile:
         for start, size in zip(level_starts(self.sizes.shapes), self.sizes.shapes, strict=True):
             for _ in range(self.sizes.points):
                 x, y = self.column(locations, 2 * column), self.column(locations, 2 * column + 1)
-                pixels = [(self.first_row + (start + c.index) * self.sizes.m, c) for c in corners(x, y, size)]
+                pixels = [(self.first_row + (start + c.pixel) * self.sizes.m, c) for c in corners(x, y, size)]
                 yield _Sample(column, self.column(weights, column), size, pixels)
                 column += 1
 
