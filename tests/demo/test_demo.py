@@ -22,7 +22,7 @@ from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers import ROOT
 from tests.helpers.browser import open_browser
-from tests.helpers.tiny_model import photo, tiny_model
+from tests.helpers.tiny import photo, tiny_model
 
 CLASSES = load_classes("cityscapes")
 

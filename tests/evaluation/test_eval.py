@@ -19,7 +19,7 @@ from PIL import Image
 from fasseg_jax import Segmenter
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.weights.checkpoint import save_checkpoint
-from tests.helpers.tiny_model import photo, tiny_model
+from tests.helpers.tiny import photo, tiny_model
 from tests.helpers.training_runs import ROOT, environment
 
 pytestmark = pytest.mark.slow  # every test starts processes

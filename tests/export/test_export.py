@@ -16,7 +16,7 @@ from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.models.fasseg import Predictions, build_model
 from fasseg_jax.weights.checkpoint import Checkpoint, save_checkpoint
 from tests.helpers import ROOT
-from tests.helpers.tiny_model import photo, tiny_config, tiny_model
+from tests.helpers.tiny import photo, tiny_config, tiny_model
 
 # A multiple of 32, and one that needs padding; both are test sizes of the tiny configuration.
 SIZES = [(64, 96), (64, 75)]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.helpers import ROOT
+from tests.helpers.tiny import TINY_MODEL
 
 TINY = {
     "data.shapes.size": "(64,64)",
@@ -15,13 +16,8 @@ TINY = {
     "augmentation.short_sides": "(64,)",
     "augmentation.crop": "(64,64)",
     "inference.short_side": 64,
-    "model.hidden_dim": 32,
-    "model.num_heads": 4,
     "model.backbone.width": 8,
-    "model.pixel_decoder.num_layers": 1,
-    "model.pixel_decoder.ffn_dim": 32,
-    "model.decoder.num_queries": 8,
-    "model.decoder.ffn_dim": 32,
+    **{f"model.{name}": value for name, value in TINY_MODEL.items()},
     "loss.num_points": 64,
     "train.log_every": 1,
     "train.steps": 4,

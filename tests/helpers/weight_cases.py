@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from fasseg_jax.config import load_config, resnet, swin
 from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.weights.names.official import official_rules
 from tests.helpers import GOLDEN
@@ -20,20 +19,6 @@ def official_state_dict(model):
     """Random values under the official names."""
     rng = np.random.default_rng(0)
     return {name: rng.random(shape, np.float32) for name, shape in OFFICIAL[model]["state_dict"].items()}
-
-
-def tiny_config(backbone="resnet"):
-    config = load_config("configs/cityscapes.py:r50")
-    if backbone == "resnet":
-        config.model.backbone = resnet(50)
-        config.model.backbone.update(blocks=(1, 1, 1, 1), width=8)
-    else:
-        config.model.backbone = swin("t")
-        config.model.backbone.update(embed_dim=8, blocks=(1, 2, 1, 1), heads=(1, 2, 4, 8), window=2)
-    config.model.hidden_dim = 32
-    config.model.pixel_decoder.update(num_layers=1, ffn_dim=16)
-    config.model.decoder.update(num_layers=4, ffn_dim=16, num_queries=5)
-    return config
 
 
 def model_shapes(config):

@@ -18,7 +18,7 @@ from fasseg_jax.inference.explanation_page import (
 )
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.models.fasseg import build_model
-from tests.helpers.tiny_model import photo, tiny_config
+from tests.helpers.tiny import photo, tiny_config
 
 SIZE, RESIZED, PADDED = (90, 121), (64, 86), (64, 96)  # photo, network's input without and with padding
 GRID = (2, 3)  # at stride 32

@@ -14,7 +14,7 @@ from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.visualization.overlay import draw_overlay
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers import ROOT
-from tests.helpers.tiny_model import photo, tiny_model
+from tests.helpers.tiny import photo, tiny_model
 
 pytestmark = pytest.mark.slow  # every test starts a process
 
@@ -105,7 +105,7 @@ def test_ways_to_predict(checkpoint, tmp_path, arguments, inference):
 
 def test_untrained_model_and_generated_picture(tmp_path):
     config = tmp_path / "tiny.py"
-    config.write_text("from tests.helpers.tiny_model import tiny_config as get_config\n")
+    config.write_text("from tests.helpers.tiny import tiny_config as get_config\n")
     result = predict(tmp_path, "--untrained", "--config", config, "--config.inference.short_side=32", "--output", "out")
     assert result.returncode == 0, result.stderr
     assert "UNTRAINED" in result.stdout

@@ -18,7 +18,7 @@ from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.golden.synthetic_weights import synthetic_state_dict
 from tests.helpers import ROOT
-from tests.helpers.tiny_model import photo, tiny_model
+from tests.helpers.tiny import photo, tiny_model
 from tests.inference.test_scores import assert_labels, reference_scores, whole
 
 

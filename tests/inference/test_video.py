@@ -20,7 +20,7 @@ from fasseg_jax.inference.video import VideoError, VideoReader, is_video, segmen
 from fasseg_jax.visualization.legend import VideoLegend
 from fasseg_jax.visualization.overlay import blend
 from fasseg_jax.weights.checkpoint import save_checkpoint
-from tests.helpers.tiny_model import photo, tiny_model
+from tests.helpers.tiny import photo, tiny_model
 from tests.inference.test_predict import MANY_RUNS, run
 
 CLASSES = load_classes("cityscapes")

@@ -8,7 +8,7 @@ from fasseg_jax.data.classes import ClassTable, load_classes
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.training.initialization import start_variables
 from fasseg_jax.weights.checkpoint import save_checkpoint
-from tests.helpers.tiny_model import tiny_config
+from tests.helpers.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ import sys
 import jax
 sys.path.insert(0, "tests")
 import test_train_step as tests
-from tests.helpers.tiny_model import tiny_config
+from tests.helpers.tiny import tiny_config
 
 config = tiny_config()
 config.loss.num_points = 32

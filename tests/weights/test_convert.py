@@ -12,7 +12,8 @@ from fasseg_jax.weights.convert import convert
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict
 from fasseg_jax.weights.torch_files import read_state_dict
 from tests.helpers import ROOT
-from tests.helpers.weight_cases import official_state_dict, tiny_config, tiny_state_dict
+from tests.helpers.tiny import tiny_config
+from tests.helpers.weight_cases import official_state_dict, tiny_state_dict
 
 
 def assert_same(actual, expected):

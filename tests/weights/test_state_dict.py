@@ -11,7 +11,8 @@ from fasseg_jax.config import load_config
 from fasseg_jax.weights.backbones.resnet import DETECTRON2, TORCHVISION
 from fasseg_jax.weights.names.official import official_rules
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
-from tests.helpers.weight_cases import OFFICIAL, model_shapes, official_state_dict, tiny_config, tiny_state_dict
+from tests.helpers.tiny import tiny_config
+from tests.helpers.weight_cases import OFFICIAL, model_shapes, official_state_dict, tiny_state_dict
 
 
 def flat(variables):
