@@ -1,5 +1,7 @@
 """The whole network: sizes, options, gradients, training behaviour, refusals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 from fasseg_jax import build_model, load_config
+from tests.helpers.tiny import tiny_config as make_tiny_config
 
 
 def images(batch=1, height=64, width=96):
@@ -58,7 +61,7 @@ def test_shapes_of_full_models(path):
 def test_images_of_a_batch_do_not_mix(tiny_config):
     model = build_model(tiny_config.model)
     x = images(3)
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
     apply = jax.jit(model.apply)
     together = apply(variables, x)
     for i in range(3):
@@ -87,18 +90,23 @@ OPTIONS = {
 }
 
 
+@functools.cache
+def plain_network():
+    """Variables and predictions of the network without any option; not to be changed."""
+    model = build_model(make_tiny_config(num_classes=5).model)
+    variables = jax.jit(model.init)(jax.random.key(0), images())
+    return variables, jax.jit(model.apply)(variables, images())
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_changes_the_predictions(tiny_config, option):
     """With the same values in all parameters that both networks have."""
-    x = images()
-    plain = build_model(tiny_config.model)
-    variables = plain.init(jax.random.key(0), x)
+    variables, before = plain_network()
     field, value = OPTIONS[option]
     tiny_config.model.update_from_flattened_dict({field: value})
     changed = build_model(tiny_config.model)
-    expected = jax.eval_shape(changed.init, jax.random.key(0), x)
-    shared = cut_to(expected, variables)
-    before, after = plain.apply(variables, x), changed.apply(shared, x)
+    expected = jax.eval_shape(changed.init, jax.random.key(0), images())
+    after = jax.jit(changed.apply)(cut_to(expected, variables), images())
     assert np.isfinite(after.class_logits).all() and np.isfinite(after.mask_logits).all()
     assert np.abs(before.class_logits - after.class_logits).max() > 1e-4
 
