@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, UInt, UInt8
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.labels import label_dtype
-from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalize
+from fasseg_jax.data.preprocessing import normalize
 from fasseg_jax.export.load_exported import FORMAT
 from fasseg_jax.inference.views import ceil_div
 from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.models.predictions import MASK_STRIDE, Predictions
-from fasseg_jax.ops.bilinear import taps
+from fasseg_jax.ops.bilinear import interpolate, taps
 from fasseg_jax.ops.deformable.sampling import METHODS
-from fasseg_jax.ops.resize import resize_bilinear
+from fasseg_jax.ops.selection import first_argmax
 from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.weights.checkpoint import Checkpoint
 
@@ -98,7 +98,7 @@ def labels_function(model: FASeg, size: tuple[int, int]) -> LabelsFunction:
       (weights {path: array}, RGB photo) -> labels, uint8, or uint16 for more than 255 classes. They are those of
       `Segmenter` for a photo that it does not resize either.
     """
-    bottom, right = (-side % SIZE_DIVISOR for side in size)
+    bottom, right = (-side % model.size_divisor for side in size)
 
     def labels(weights: dict[str, Array], photo: UInt8[Array, "H W 3"]) -> UInt[Array, "H W"]:
         image = jnp.pad(normalize(photo), ((0, bottom), (0, right), (0, 0)))
@@ -115,25 +115,19 @@ def _labels(
 ) -> UInt[Array, "H W"]:
     """Labels of a photo of `size`, of which the network saw a padded copy (docs/specification.md, section 6)."""
     height, width = size
-    num_classes = class_probabilities.shape[1]
-    low, high, weight = taps(mask_logits.shape[0], mask_logits.shape[0] * MASK_STRIDE)
-    blocks = ceil_div(height, BLOCK_ROWS)
-    # The last block repeats the last row.
-    rows = np.minimum(np.arange(blocks * BLOCK_ROWS), height - 1).reshape(blocks, BLOCK_ROWS)
-    class_ids = jnp.arange(num_classes, dtype=jnp.int32)
+    row_taps, all_column_taps = (taps(length, length * MASK_STRIDE) for length in mask_logits.shape[:2])
+    low, high, weight = (values[:width] for values in all_column_taps)
+    # Blocks of rows, of which the last repeats the photo's last row.
+    rows = np.arange(ceil_div(height, BLOCK_ROWS) * BLOCK_ROWS).clip(max=height - 1).reshape(-1, BLOCK_ROWS)
 
-    def label_block(block: tuple[Array, Array, Array]) -> Array:
-        low, high, weight = block  # (R,) each
-        weight = weight[:, None, None]
-        masks = mask_logits[low] * (1 - weight) + mask_logits[high] * weight  # (R, w, Q)
-        masks = resize_bilinear(masks[None], (BLOCK_ROWS, mask_logits.shape[1] * MASK_STRIDE))[0]
-        masks = masks[:, :width]  # (R, W, Q)
+    def label_block(row_taps: tuple[Array, Array, Array]) -> Array:
+        masks = interpolate(mask_logits, *row_taps, axis=0)  # (R, w, Q)
+        masks = interpolate(masks, low, high, weight, axis=1)  # (R, W, Q)
         scores = jnp.einsum("rwq,qk->rwk", jax.nn.sigmoid(masks), class_probabilities, precision="highest")
-        best = scores.max(axis=-1, keepdims=True)
-        return jnp.where(scores == best, class_ids, num_classes).min(axis=-1)  # the first of equals, (R, W)
+        return first_argmax(scores, axis=-1)  # (R, W)
 
-    labels = jax.lax.map(label_block, (low[rows], high[rows], weight[rows].astype(np.float32)))  # (blocks, R, W)
-    return labels.reshape(-1, width)[:height].astype(label_dtype(num_classes))
+    labels = jax.lax.map(label_block, tuple(values[rows] for values in row_taps))  # (blocks, R, W)
+    return labels.reshape(-1, width)[:height].astype(label_dtype(class_probabilities.shape[1]))
 
 
 def _check_request(sizes: Sequence[tuple[int, int]], files: Sequence[Path], overwrite: bool) -> None:

@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Float32, Int32, UInt
 from fasseg_jax.data.labels import label_dtype
 from fasseg_jax.inference.tiles import AxisPlan, Taps, plan_tiles
 from fasseg_jax.inference.views import Placement
+from fasseg_jax.ops.selection import first_argmax
 
 __all__ = ["Canvas", "ViewPrediction"]
 
@@ -154,9 +155,7 @@ def _label_tile(
         row_scores = _interpolate(scores, taps, axis=0)  # (K, T)
         if others is not None:
             row_scores += others
-        # Two plain reductions: on a CPU five times faster than jnp.argmax, and the first of equals, too.
-        class_ids = jnp.arange(row_scores.shape[0], dtype=jnp.int32)[:, None]  # (K, 1)
-        return jnp.where(row_scores == row_scores.max(axis=0), class_ids, row_scores.shape[0]).min(axis=0)
+        return first_argmax(row_scores, axis=0)
 
     # On a CPU row by row, so that the scores of the whole tile are never in memory: all rows at once take three times
     # as long. Other devices prefer few large steps.

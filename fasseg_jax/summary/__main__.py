@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from rich.console import Console
 
 from fasseg_jax.config import config_flags, rename_old
-from fasseg_jax.data.preprocessing import SIZE_DIVISOR
+from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.summary.summary import print_summary, summarize
 
@@ -29,7 +29,7 @@ def main(_: list[str]) -> int:
         if options.config is None:
             raise ValueError("--config is needed, e.g. configs/ade20k.py:r50")
         rename_old(options.config)
-        height, width = parse_size(options.size, SIZE_DIVISOR)
+        height, width = parse_size(options.size, build_model(options.config.model).size_divisor)
         summary = summarize(options.config, (height, width), options.batch)
     except (OSError, ValueError) as error:
         return print_error(error, status=2)

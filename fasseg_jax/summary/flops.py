@@ -39,13 +39,18 @@ def _multiply_adds(equation: Any) -> int:
 def _equations(jaxpr: core.Jaxpr, scope: str, repeats: int) -> Iterator[tuple[str, Any, int]]:
     """All equations with their scope and how often they run. The equations of a called function replace the call."""
     for equation in jaxpr.eqns:
-        inner_scope = "/".join(part for part in (scope, str(equation.source_info.name_stack)) if part)
+        inner_scope = _join_modules(scope, str(equation.source_info.name_stack))
         inner_repeats = repeats * (equation.params["length"] if equation.primitive.name == "scan" else 1)
         functions = list(_called_functions(equation))
         for function in functions:
             yield from _equations(function, inner_scope, inner_repeats)
         if not functions:
             yield inner_scope, equation, repeats
+
+
+def _join_modules(*scopes: str) -> str:
+    """The modules of nested scopes: without methods ("decoder._predict") and operations ("bqc,bhwc->bqhw")."""
+    return "/".join(part for scope in scopes for part in scope.split("/") if part.isidentifier())
 
 
 def _called_functions(equation: Any) -> Iterator[core.Jaxpr]:

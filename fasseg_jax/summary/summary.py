@@ -105,10 +105,9 @@ def _parts(parameters: dict[str, Any], multiply_adds: Counter[str]) -> list[Part
 
     counts: Counter[str] = Counter()
     for scope, count in multiply_adds.items():
-        # "FASeg/decoder/decoder._predict/class_embed/...": names of methods and of operations are not identifiers.
-        modules_around = [part for part in scope.split("/")[1:] if part.isidentifier()]
-        name = _without_number("/".join(modules_around[:2]))
-        counts[name if name in sizes else f"{modules_around[0]}/products of activations"] += count
+        section, *inner = scope.split("/")[1:]  # without the network itself, "FASeg"
+        name = _without_number("/".join([section, *inner[:1]]))
+        counts[name if name in sizes else f"{section}/products of activations"] += count
 
     computed = list(counts)
 

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import base_config, use_mask2former
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.data.preprocessing import PIXEL_MEAN, PIXEL_STD, SIZE_DIVISOR
+from fasseg_jax.data.preprocessing import PIXEL_MEAN, PIXEL_STD
+from fasseg_jax.models.backbones import BACKBONES
 from fasseg_jax.weights.backbones import FOREIGN_BACKBONES
 from fasseg_jax.weights.backbones.foreign import STAGES, check_fixed
 
@@ -104,7 +105,7 @@ def describe_preprocessing(config: ConfigDict, num_classes: int) -> dict[str, An
         "image_processor_type": "Mask2FormerImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": config.inference.short_side, "longest_edge": config.inference.max_long_side},
-        "size_divisor": SIZE_DIVISOR,
+        "size_divisor": BACKBONES[config.model.backbone.kind].size_divisor,
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -8,6 +8,8 @@ import pytest
 from flax import traverse_util
 
 from fasseg_jax.config import load_config
+from fasseg_jax.models.backbones import BACKBONES
+from fasseg_jax.weights.backbones import FOREIGN_BACKBONES
 from fasseg_jax.weights.backbones.resnet import DETECTRON2, TORCHVISION
 from fasseg_jax.weights.names.official import official_rules
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
@@ -285,6 +287,10 @@ def test_imagenet_swin_keeps_initial_output_norms():
     backbone |= {"layers.0.blocks.0.attn.relative_position_index": np.zeros((4, 4), np.int64)}
     backbone |= {"layers.1.blocks.1.attn_mask": np.zeros((4, 4), np.float32)}
     assert_same(convert_backbone(backbone, config.model), {"params": {"backbone": whole["params"]["backbone"]}})
+
+
+def test_every_backbone_has_names_in_other_programs():
+    assert FOREIGN_BACKBONES.keys() == BACKBONES.keys()
 
 
 def test_a_backbone_of_another_kind_is_refused_with_all_names():
