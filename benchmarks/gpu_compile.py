@@ -23,11 +23,11 @@ from absl import app, flags
 from gpu_program import program_work
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 from train_program import lower_train_step
 
+from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.models.fasseg import build_model, initial_variables
 
 
@@ -61,7 +61,7 @@ runtime_version {{ major: 12 minor: 8 }}
 device_description_str: "{name}"
 """
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe.")
+CONFIG = DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe.")
 FORWARD = flags.DEFINE_bool("forward", False, "Compile the forward pass, not the training step.")
 BATCH = flags.DEFINE_integer("batch", 16, "Images at once.")
 GPU = flags.DEFINE_enum("gpu", "h100", list(GPUS), "GPU to compile for.")

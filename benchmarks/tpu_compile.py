@@ -19,12 +19,13 @@ from tpu_cycles import CYCLES_PER_MS, Kernels, program_cycles
 # isort: split
 from absl import app, flags
 from jax.experimental import topologies
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 from train_program import lower_train_step
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; compiles its batch size.")
+from fasseg_jax.config.config_flags import DEFINE_config_file
+
+CONFIG = DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; compiles its batch size.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The pod slice, by the TPU library's name.")
 OFFSET = flags.DEFINE_float("offset", 4.0, "Standard deviation of the offsets, in pixels of each level.")
 LOOP_LENGTH = flags.DEFINE_integer(

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
+from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.models.fasseg import build_model, initial_variables
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/ade20k.py:r50", "The model.")
+CONFIG = DEFINE_config_file("config", "configs/ade20k.py:r50", "The model.")
 SIZE = flags.DEFINE_string("size", "512x512", "Height x width of the images, multiples of 32.")
 BATCH = flags.DEFINE_integer("batch", 1, "Images at once.")
 METHOD = flags.DEFINE_enum("method", "tpu", ["tpu", "gather"], "How deformable attention samples.")
