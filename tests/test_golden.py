@@ -20,6 +20,8 @@ CONFIGS = {
     "mask2former_r50_ade20k": "configs/ade20k.py:mask2former_r50",
 }
 
+pytestmark = pytest.mark.slow  # full-size networks
+
 FEATURE_TOLERANCE = 1e-4
 CLASS_TOLERANCE = 2e-4
 MASK_TOLERANCE = 1e-3
