@@ -173,10 +173,9 @@ class Segmenter:
             yield from batches_of(group[0].views.shapes, group, size)
 
     def _predict(self, images: Float32[np.ndarray, "B h w 3"]) -> tuple[ViewPrediction, Bool[Array, "B"]]:
-        """`_predict`, with the batch divided among the devices."""
-        prediction = _predict(
-            self.model, self._mesh, self.variables, jax.device_put(images, batch_sharding(self._mesh))
-        )
+        """Divide a batch among the devices, and predict it."""
+        divided = jax.device_put(images, batch_sharding(self._mesh))
+        prediction = _predict(self.model, self._mesh, self.variables, divided)
         shape = (images.shape[1], images.shape[2])
         if shape not in self.input_shapes:  # JAX has just compiled the network for it
             self.input_shapes.add(shape)

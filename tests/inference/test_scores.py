@@ -216,6 +216,7 @@ def matrix_of(taps, num_sources):
     return matrix
 
 
+@pytest.mark.slow
 def test_every_scale_fills_its_tiles():
     """The bound on the sources of a tile holds for any two lengths, also where rounding moves a position."""
     for source in (1, 2, 31, 32, 33, 64, 100, 512):
