@@ -1,1 +1,1 @@
-"""The chapter evaluation."""
+"""Evaluation: pixel counts, metrics, and the files that show them."""

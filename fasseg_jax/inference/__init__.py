@@ -1,1 +1,1 @@
-"""The chapter inference."""
+"""Inference: from photos to labels, explanations and videos."""
