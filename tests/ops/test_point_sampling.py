@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from fasseg_jax.losses.points import draw_loss_points, draw_matching_points
 from fasseg_jax.ops import reference, selection
@@ -132,3 +133,9 @@ def test_points_depend_on_pair_and_fill_the_square():
     counts, _, _ = np.histogram2d(*everything.T, bins=4, range=[[0, 1], [0, 1]])
     assert counts.sum() == len(everything)
     assert np.abs(counts / (len(everything) / 16) - 1).max() < 0.2  # 600 in each cell, 5 standard deviations
+
+
+def test_a_wrong_shape_is_caught():
+    """While tests run, every call is checked against its annotation: two masks cannot be sampled at three's points."""
+    with pytest.raises(TypeCheckError, match="Float.*N P 2"):
+        sample_masks(jnp.zeros((2, 5, 7)), jnp.zeros((3, 60, 2)))
