@@ -77,6 +77,8 @@ def test_published_numbers(variant, official, published):
 
 def test_summary_of_a_tiny_model(tiny_config):
     tiny_config.model.pixel_decoder.num_layers = 2
+    channels, ffn_dim = 32, 32
+    assert (tiny_config.model.hidden_dim, tiny_config.model.pixel_decoder.ffn_dim) == (channels, ffn_dim)
     summary = summarize(tiny_config, (64, 96), batch=2)
     model = build_model(tiny_config.model)
     variables = jax.eval_shape(lambda: initial_variables(model, 0))
@@ -87,15 +89,15 @@ def test_summary_of_a_tiny_model(tiny_config):
     assert len(parts) == len(summary.parts)
     layer = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["decoder"]["layer_0"]))
     assert parts["decoder/layer_#"].repeats == 5 and parts["decoder/layer_#"].parameters == 5 * layer
-    assert parts["pixel_decoder/mask_features"].multiply_adds == 16 * 24 * 64 * 64
+    assert parts["pixel_decoder/mask_features"].multiply_adds == 16 * 24 * channels * channels
     # Two layers in a loop: offsets, weights, values, output and the two products of the feed-forward network.
     tokens = 2 * 3 + 4 * 6 + 8 * 12
-    encoder = 2 * tokens * 64 * (96 + 48 + 64 + 64 + 2 * 96)
+    encoder = 2 * tokens * channels * (96 + 48 + channels + channels + 2 * ffn_dim)
     assert parts["pixel_decoder/encoder_#"].multiply_adds == encoder
-    # Only the last prediction: queries (9, 64) times mask features.
-    assert parts["decoder/products of activations"].multiply_adds > 9 * 64 * 16 * 24
+    # Only the last prediction: queries (9, C) times mask features.
+    assert parts["decoder/products of activations"].multiply_adds > 9 * channels * 16 * 24
     # In addition the masks of the initial queries and of the first four of five layers.
-    assert summary.published_multiply_adds - summary.multiply_adds > 5 * 9 * 64 * 16 * 24
+    assert summary.published_multiply_adds - summary.multiply_adds > 5 * 9 * channels * 16 * 24
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(variables))
     images = 2 * 64 * 96 * 3 * 4
     assert weights <= summary.argument_bytes - images <= 1.1 * weights

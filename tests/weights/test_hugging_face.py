@@ -137,6 +137,7 @@ def tiny_mask2former(backbone):
     return config, traverse_util.path_aware_map(random, shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
 def test_transformers_computes_the_same_with_weights_from_here(backbone, tmp_path):
     config, variables = tiny_mask2former(backbone)

@@ -160,7 +160,7 @@ def test_one_error_lists_every_problem():
         "  1 unexpected:",
         "    backbone.surplus.weight",
         "  1 of another shape:",
-        "    sem_seg_head.predictor.query_embed.weight is (7, 32), the model's is (5, 32)",
+        "    sem_seg_head.predictor.query_embed.weight is (7, 32), the model's is (9, 32)",
         "  1 not floating-point numbers:",
         "    sem_seg_head.predictor.decoder_norm.weight is int64",
         "  1 not finite (NaN or infinite):",
