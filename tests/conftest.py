@@ -9,7 +9,9 @@ from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
 import tests.helpers.annotations  # noqa: F401  (the hook finds it by its name)
-from tests.helpers import ROOT
+from tests.helpers import ROOT, xla_flags
+
+os.environ["XLA_FLAGS"] = xla_flags()  # read when JAX first looks for devices; also by the processes that tests start
 
 # Every call in these chapters is checked against its annotations, shapes included. It must come before their import.
 CHECKED_CHAPTERS = ["inference", "models", "ops"]

@@ -1,6 +1,18 @@
 """What several tests share."""
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
+
+# LLVM's optimizations take more than half of the time to compile, and change results by rounding at most. The tests do
+# without, unless the variable says otherwise: XLA_FLAGS=--xla_backend_optimization_level=3 pytest
+FAST_COMPILATION = "--xla_backend_optimization_level=0"
+
+
+def xla_flags(devices: int = 1) -> str:
+    """XLA_FLAGS for a process with so many simulated devices."""
+    given = os.environ.get("XLA_FLAGS", "")
+    level = "" if "xla_backend_optimization_level" in given else FAST_COMPILATION
+    return f"{given} {level} --xla_force_host_platform_device_count={devices}".strip()

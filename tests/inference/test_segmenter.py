@@ -17,7 +17,7 @@ from fasseg_jax.inference.views import PhotoViews, inference_settings
 from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.golden.synthetic_weights import synthetic_state_dict
-from tests.helpers import ROOT
+from tests.helpers import ROOT, xla_flags
 from tests.helpers.tiny import photo, tiny_model
 from tests.inference.test_scores import assert_labels, reference_scores, whole
 
@@ -175,7 +175,7 @@ def test_eight_devices_give_what_one_gives(tmp_path):
     """But for ties: a program for several devices rounds otherwise than one for a single one, on some processors."""
     environment = dict(
         os.environ,
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        XLA_FLAGS=xla_flags(8),
         JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
         PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
     )

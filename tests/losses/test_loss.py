@@ -19,7 +19,7 @@ from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import SamplingPoints, draw_loss_points, draw_matching_points
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.predictions import FactoredPredictions
-from tests.helpers import GOLDEN, ROOT
+from tests.helpers import GOLDEN, ROOT, xla_flags
 
 
 def loss_config(num_points: int) -> ConfigDict:
@@ -349,7 +349,7 @@ def test_eight_devices_give_the_loss_and_gradient_of_one():
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": xla_flags(8),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "PYTHONPATH": str(root),
     }
