@@ -5,6 +5,7 @@
 .safetensors    the safetensors package
 """
 
+import collections
 import io
 import pickle
 import re
@@ -19,6 +20,10 @@ from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.weights.safe_pickle import HARMLESS, PickledArray, RefusedError
 
 __all__ = ["read_state_dict", "write_state_dict"]
+
+# The versions of the official modules, as PyTorch stores them. Without them the official programs take the names for
+# those of an old MaskFormer, rename them, and leave the pixel decoder at its random values.
+VERSIONS = {"sem_seg_head": {"version": 2}, "sem_seg_head.predictor": {"version": 2}}
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -58,7 +63,8 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
     """Write weights; the file appears only when it is complete.
 
     Args:
-      path: a .safetensors file, or a .pth file, which gets the state dict under "model", as Detectron2 expects it.
+      path: a .safetensors file, or a .pth file, which gets the state dict under "model", as Detectron2 expects it, and
+        the versions of the modules. A .safetensors file cannot hold these.
       state_dict: {PyTorch name: contiguous array}.
       overwrite: replace an existing file.
 
@@ -73,17 +79,25 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists; name another file or pass --overwrite")
     with write_atomically(path) as partial:
+        partial.touch()
+        permissions = partial.stat().st_mode  # those of the umask; safetensors replaces the file by a private one
         if path.suffix == ".pth":
-            torch = _import_torch(path)
-            # Copy read-only arrays, such as those of JAX: PyTorch warns if it shares their memory.
-            tensors = {
-                name: torch.from_numpy(np.require(array, requirements="W")) for name, array in state_dict.items()
-            }
-            torch.save({"model": tensors}, partial)
+            _save_pth(state_dict, partial)
         else:
             from safetensors.numpy import save_file
 
             save_file(dict(state_dict), partial, metadata={"format": "pt"})
+        partial.chmod(permissions)
+
+
+def _save_pth(state_dict: Mapping[str, np.ndarray], file: Path) -> None:
+    torch = _import_torch(file)
+    # Copy read-only arrays, such as those of JAX: PyTorch warns if it shares their memory.
+    tensors = collections.OrderedDict(
+        (name, torch.from_numpy(np.require(array, requirements="W"))) for name, array in state_dict.items()
+    )
+    setattr(tensors, "_metadata", VERSIONS)  # noqa: B010 (PyTorch keeps it as an attribute that the class lacks)
+    torch.save({"model": tensors}, file)
 
 
 def _refuse_failed_downloads(path: Path) -> None:

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from fasseg_jax.weights.torch_files import read_state_dict
+from fasseg_jax.weights.torch_files import read_state_dict, write_state_dict
 
 WEIGHTS = {
     "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4).t(),  # not contiguous
@@ -232,3 +232,61 @@ def test_without_a_safe_pytorch(tmp_path, monkeypatch, version):
     for name in ("weights.pth", "weights.pkl"):
         with pytest.raises(ImportError, match=f"{name}: PyTorch 2.10 or newer is needed .*\n.*pip install"):
             read_state_dict(tmp_path / name)
+
+
+class Versioned(torch.nn.Module):
+    """Renames the weights of files of version 1, as the official modules do; `child` is a versioned module, too."""
+
+    _version = 2
+
+    def __init__(self, child=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        if child is not None:
+            self.predictor = child
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *arguments):
+        if local_metadata.get("version") is None or local_metadata["version"] < 2:
+            state_dict[prefix + "renamed"] = state_dict.pop(prefix + "weight")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments)
+
+
+def versioned_model():
+    model = torch.nn.Module()
+    model.sem_seg_head = Versioned(Versioned())
+    return model
+
+
+OF_VERSION_2 = {f"sem_seg_head.{name}weight": np.float32([1, 2]) for name in ("", "predictor.")}
+
+
+def test_versioned_modules_load_the_written_pth_completely(tmp_path):
+    write_state_dict(tmp_path / "weights.pth", OF_VERSION_2)
+    state_dict = torch.load(tmp_path / "weights.pth", weights_only=True)["model"]
+    model = versioned_model()
+    model.load_state_dict(state_dict)  # strict: raises for a missing or an unexpected name
+    for value in model.state_dict().values():
+        np.testing.assert_array_equal(value.numpy(), [1, 2])
+    with pytest.raises(RuntimeError, match="renamed"):
+        versioned_model().load_state_dict(dict(state_dict))
+
+
+def test_versioned_modules_load_the_written_safetensors_as_the_documentation_says(tmp_path):
+    write_state_dict(tmp_path / "weights.safetensors", OF_VERSION_2)
+    model = versioned_model()
+    state_dict = model.state_dict()
+    state_dict.update(load_file(tmp_path / "weights.safetensors"))
+    model.load_state_dict(state_dict)
+    for value in model.state_dict().values():
+        np.testing.assert_array_equal(value.numpy(), [1, 2])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_permissions_of_the_umask(tmp_path, suffix, umask):
+    before = os.umask(umask)
+    try:
+        write_state_dict(tmp_path / f"weights{suffix}", OF_VERSION_2)
+    finally:
+        os.umask(before)
+    assert (tmp_path / f"weights{suffix}").stat().st_mode & 0o777 == 0o666 & ~umask
