@@ -2,9 +2,9 @@
 
     python benchmarks/loss.py [TARGETS_PER_IMAGE ...]
 
-A step, forward and backward, is compared with the network alone: all mask logits of all predictions, and the backward
-pass for given gradients of these. What a step takes longer is the share of matching and loss. They take turns. The
-number of targets (10 and 30 unless others are named) is of each image, of at most 40.
+Compares a step, forward and backward, with the network only: the mask logits of all predictions, and the backward pass
+for given gradients of these. The difference is the share of matching and loss. The programs take turns. Each image has
+the given numbers of targets (at most 40; by default 10 and 30).
 """
 
 import sys
@@ -34,7 +34,7 @@ def blocks(rng: np.random.Generator, num_targets: int, num_classes: int) -> Targ
 
 
 def main(targets_per_image: list[int]) -> None:
-    """Prints a table."""
+    """Print a table."""
     config = load_config("configs/ade20k.py:r50")
     model = build_model(config.model)
     rng = np.random.default_rng(0)
@@ -85,10 +85,10 @@ def main(targets_per_image: list[int]) -> None:
     print(f"{jax.devices()[0].device_kind}, median seconds of {REPEATS}")
     print(f"{'network, forward and backward':46} {medians['network']:7.2f}")
     for number in targets_per_image:
-        whole, alone = medians["step", number], medians["loss", number]
+        whole, loss_only = medians["step", number], medians["loss", number]
         share = f"   matching and loss: {100 * (1 - medians['network'] / whole):.1f}%"
         print(f"{f'step, {number} targets per image':46} {whole:7.2f}{share}")
-        print(f"{f'masks, matching and loss alone, {number} targets':46} {alone:7.2f}")
+        print(f"{f'masks, matching and loss only, {number} targets':46} {loss_only:7.2f}")
 
 
 if __name__ == "__main__":

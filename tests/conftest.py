@@ -14,7 +14,7 @@ from tests.helpers import ROOT, xla_flags
 os.environ["XLA_FLAGS"] = xla_flags()  # read when JAX first looks for devices; also by the processes that tests start
 
 # Every call in these chapters is checked against its annotations, shapes included. It must come before their import.
-CHECKED_CHAPTERS = ["inference", "models", "ops"]
+CHECKED_CHAPTERS = ["inference", "losses", "models", "ops"]
 install_import_hook([f"fasseg_jax.{chapter}" for chapter in CHECKED_CHAPTERS], "tests.helpers.annotations.check_calls")
 
 from tests.helpers.tiny import tiny_config as make_tiny_config  # noqa: E402

@@ -1,59 +1,129 @@
-"""Random points, bilinear samples of masks at them, and the choice of the most uncertain ones (SPEC section 5).
+"""The random points at which masks are compared (docs/specification.md, section 5).
 
-Points are xy in [0, 1] of a map's width and height, pixel centres at half-integers; outside of a map is zero. Gathers
-are written one for each of a point's four corners, which XLA fuses with the interpolation.
+Points are xy in [0, 1] of a map's width and height, pixel centers at half-integers.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-__all__ = ["SamplingPoints", "draw_loss_points", "draw_matching_points", "importance_counts"]
+__all__ = [
+    "PairPoints",
+    "PointCounts",
+    "SamplingPoints",
+    "draw_loss_points",
+    "draw_matching_points",
+    "given_points",
+    "point_counts",
+    "random_points",
+]
+
+Index = int | Int[Array, ""]
+# Prediction, image and target of a matched pair -> its oversampled and its uniform points. Images are numbered within
+# the batch of this device.
+PairPoints = Callable[[Index, Index, Index], tuple[Float[Array, "oversampled 2"], Float[Array, "uniform 2"]]]
 
 
 @flax.struct.dataclass
 class SamplingPoints:
-    """All random points of one evaluation of the loss, to be given in place of a random key for reproduction.
+    """All points of one call of the loss. Given in place of a random key, they reproduce a recorded loss.
 
     Attributes:
-      matching: (L+1, B, P, 2), at which predictions and targets are compared for matching.
-      oversampled: (L+1, B, T, 3P, 2), of each pair, by its target; the most uncertain of them are kept.
-      uniform: (L+1, B, T, P - int(0.75 P), 2), of each pair, used as they are.
+      matching: all queries and targets of an image are compared at these for matching.
+      oversampled: of each pair, by its target. The loss keeps the most uncertain of them.
+      uniform: of each pair, by its target. The loss uses all of them.
 
-    The numbers 3 and 0.75 are `oversample_ratio` and `importance_ratio` of `config.loss`. What stands in the places of
-    padded targets is not looked at.
+    Points of padded targets may hold anything.
     """
 
-    matching: jax.Array
-    oversampled: jax.Array
-    uniform: jax.Array
+    matching: Float[Array, "L1 B P 2"]
+    oversampled: Float[Array, "L1 B T oversampled 2"]
+    uniform: Float[Array, "L1 B T uniform 2"]
 
 
-def importance_counts(config: ConfigDict) -> tuple[int, int, int]:
-    """Numbers of points (oversampled, kept of these, uniform) for `config.loss`."""
-    kept = int(config.importance_ratio * config.num_points)
-    return int(config.oversample_ratio * config.num_points), kept, config.num_points - kept
+class PointCounts(NamedTuple):
+    """How many points a matched pair has.
+
+    Attributes:
+      oversampled: drawn as candidates, 3 P in the recipe.
+      important: of these, the most uncertain ones, which are kept: int(0.75 P).
+      uniform: drawn and used as they are, P less `important`.
+    """
+
+    oversampled: int
+    important: int
+    uniform: int
 
 
-def draw_matching_points(key: jax.Array, prediction: jax.Array, image: jax.Array, count: int) -> jax.Array:
-    """Points (count, 2) that depend on nothing but the key and the two numbers, () int32."""
-    return draw(jax.random.fold_in(jax.random.fold_in(key, prediction), image), count)
+def point_counts(config: ConfigDict) -> PointCounts:
+    """The counts that `config.loss` asks for."""
+    important = int(config.importance_ratio * config.num_points)
+    return PointCounts(int(config.oversample_ratio * config.num_points), important, config.num_points - important)
+
+
+def given_points(points: SamplingPoints, config: ConfigDict) -> tuple[Float[Array, "L1 B P 2"], PairPoints]:
+    """The matching points, and the function that looks up those of a pair.
+
+    Raises:
+      ValueError: there are more or fewer points than `config.loss` asks for.
+    """
+    wanted = point_counts(config)
+    given = tuple(x.shape[-2] for x in (points.matching, points.oversampled, points.uniform))
+    if given != (config.num_points, wanted.oversampled, wanted.uniform):
+        raise ValueError(
+            f"SamplingPoints has {given} points for matching, oversampled and uniform; "
+            f"config.loss wants {(config.num_points, wanted.oversampled, wanted.uniform)}"
+        )
+
+    def of_pair(prediction, image, target):
+        return points.oversampled[prediction, image, target], points.uniform[prediction, image, target]
+
+    return points.matching, of_pair
+
+
+def random_points(
+    key: Key[Array, ""], config: ConfigDict, num_predictions: int, num_images: int, first_image: Index
+) -> tuple[Float[Array, "L1 B P 2"], PairPoints]:
+    """The matching points, and the function that draws those of a pair: those of all pairs would fill the memory.
+
+    `first_image` is the number in the global batch of this device's first image.
+    """
+    matching_key, loss_key = jax.random.split(key)
+
+    def of_image(prediction, image):
+        return draw_matching_points(matching_key, prediction, first_image + image, config.num_points)
+
+    def of_pair(prediction, image, target):
+        return draw_loss_points(loss_key, prediction, first_image + image, target, point_counts(config))
+
+    of_images = jax.vmap(of_image, in_axes=(None, 0))
+    of_all = jax.vmap(of_images, in_axes=(0, None))
+    return of_all(jnp.arange(num_predictions), jnp.arange(num_images)), of_pair
+
+
+def draw_matching_points(key: Key[Array, ""], prediction: Index, image: Index, count: int) -> Float[Array, "{count} 2"]:
+    """Draw the points of one prediction and image; they depend only on the key and on these two numbers."""
+    return _draw(jax.random.fold_in(jax.random.fold_in(key, prediction), image), count)
 
 
 def draw_loss_points(
-    key: jax.Array, prediction: jax.Array, image: jax.Array, target: jax.Array, counts: tuple[int, int]
-) -> tuple[jax.Array, jax.Array]:
-    """Points (oversampled, 2) and (uniform, 2) that depend on nothing but the key and the three numbers, () int32."""
+    key: Key[Array, ""], prediction: Index, image: Index, target: Index, counts: PointCounts
+) -> tuple[Float[Array, "oversampled 2"], Float[Array, "uniform 2"]]:
+    """Draw the points of one pair; they depend only on the key and on the three numbers."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, prediction), image), target)
-    points = draw(key, sum(counts))
-    return points[: counts[0]], points[counts[0] :]
+    points = _draw(key, counts.oversampled + counts.uniform)
+    return points[: counts.oversampled], points[counts.oversampled :]
 
 
-def draw(key: jax.Array, count: int) -> jax.Array:
-    """Uniform points (count, 2), multiples of 2**-16 and a half of that, both coordinates from one random word.
+def _draw(key: jax.Array, count: int) -> jax.Array:
+    """Uniform points (count, 2): centers of a grid of 2**16 x 2**16 cells, both coordinates from one random word.
 
-    Behind a barrier, as XLA would draw the words anew in each place that the points are used.
+    Without the barrier XLA would draw the words again wherever the points are used.
     """
     words = jax.lax.optimization_barrier(jax.random.bits(key, (count,), jnp.uint32))
     return (jnp.stack([words >> 16, words & 0xFFFF], axis=-1).astype(jnp.float32) + 0.5) * 2**-16

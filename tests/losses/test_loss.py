@@ -1,4 +1,4 @@
-"""Matching and loss: against recorded numbers of the official program, and against a plain implementation here."""
+"""Matching and loss, compared with recorded numbers of the official program and with the plain version."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from ml_collections import ConfigDict
-from scipy.optimize import linear_sum_assignment
 
 from fasseg_jax.config import load_config
-from fasseg_jax.losses import mask_loss
+from fasseg_jax.losses import mask_loss, matcher, reference
 from fasseg_jax.losses.criterion import LossTerms, segmentation_loss
 from fasseg_jax.losses.matcher import match, matching_costs
-from fasseg_jax.losses.points import SamplingPoints, draw_loss_points, draw_matching_points
+from fasseg_jax.losses.points import PointCounts, SamplingPoints, draw_loss_points, draw_matching_points
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.predictions import FactoredPredictions
 from tests.helpers import GOLDEN, ROOT, xla_flags
@@ -29,7 +29,7 @@ def loss_config(num_points: int) -> ConfigDict:
 
 
 def predictions_of(class_logits, mask_logits) -> FactoredPredictions:
-    """Predictions of the given masks (L+1, B, Q, h, w): embeddings are the masks, features one for each pixel."""
+    """Predictions of the given masks (L1, B, Q, h, w): the embeddings are the masks, and each pixel has a feature."""
     h, w = mask_logits.shape[-2:]
     features = np.eye(h * w, dtype=np.float32).reshape(1, h, w, h * w)
     features = np.broadcast_to(features, (mask_logits.shape[1], *features.shape[1:]))
@@ -37,7 +37,7 @@ def predictions_of(class_logits, mask_logits) -> FactoredPredictions:
 
 
 def match_all(predictions, targets, points, config):
-    """Costs, queries and numbers of non-finite costs of each prediction."""
+    """Costs, queries and number of non-finite costs of each prediction."""
     masks = np.moveaxis(np.asarray(predictions.mask_logits), 2, -1)
     arguments = [jnp.asarray(x) for x in (predictions.class_logits, masks, points)]
 
@@ -114,74 +114,11 @@ def test_golden_losses_and_gradients(name):
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-# A plain implementation
-
-
-def sample(maps, points):
-    """Bilinear samples (N, P) of maps (N, h, w) at points (P, 2), by tents around the points over all pixels."""
-    tent = lambda position, size: jnp.maximum(0, 1 - jnp.abs(position[:, None] * size - 0.5 - jnp.arange(size)))
-    return jnp.einsum("py,nyx,px->np", tent(points[:, 1], maps.shape[1]), maps, tent(points[:, 0], maps.shape[2]))
-
-
-@jax.jit
-def binary_cross_entropy_and_dice(mask, truth, points):
-    """Of logits (h, w) and a binary mask (H, W), compared at points (P, 2)."""
-    x, g = sample(mask[None], points)[0], sample(truth[None], points)[0]
-    p = jax.nn.sigmoid(x)
-    cross_entropy = -(g * jax.nn.log_sigmoid(x) + (1 - g) * jax.nn.log_sigmoid(-x)).mean()
-    return cross_entropy, 1 - (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1)
-
-
-def plain_match(logits, masks, labels, classes, points, config):
-    """Queries of one image's targets, by the cost of each pair and scipy."""
-    cost = np.zeros((len(masks), len(classes)))
-    for query, t in np.ndindex(cost.shape):
-        truth = (labels == classes[t]).astype(np.float32)
-        cross_entropy, dice = binary_cross_entropy_and_dice(masks[query], truth, points)
-        probability = np.exp(logits[query, classes[t]]) / np.exp(logits[query]).sum()
-        cost[query, t] = (
-            -config.class_weight * probability + config.mask_weight * cross_entropy + config.dice_weight * dice
-        )
-    query, target = linear_sum_assignment(cost)
-    return query[np.argsort(target)]
-
-
-def plain_points(predictions, points, queries, config):
-    """The points (P, 2) at which each pair is compared, by (prediction, image, target)."""
-    kept = int(config.importance_ratio * config.num_points)
-    chosen = {}
-    for prediction, b in np.ndindex(len(queries), len(queries[0])):
-        for t, query in enumerate(queries[prediction][b]):
-            oversampled, uniform = points.oversampled[prediction, b, t], points.uniform[prediction, b, t]
-            logits = sample(predictions.mask_logits[prediction, b, query][None], oversampled)[0]
-            order = np.argsort(np.abs(np.asarray(logits)))
-            chosen[prediction, b, t] = np.concatenate([oversampled[order[:kept]], uniform])
-    return chosen
-
-
-def plain_loss(predictions, targets, points, queries, config):
-    """The loss by loops over predictions, images and pairs."""
-    total = 0
-    num_targets = max(1, (targets.classes >= 0).sum())
-    for prediction, images in enumerate(queries):
-        errors = weights = 0
-        for b, matched in enumerate(images):
-            logits, masks = predictions.class_logits[prediction, b], predictions.mask_logits[prediction, b]
-            wanted = np.full(len(logits), logits.shape[-1] - 1)
-            for t, query in enumerate(matched):
-                label = wanted[query] = targets.classes[b, t]
-                truth = (targets.labels[b] == label).astype(np.float32)
-                cross_entropy, dice = binary_cross_entropy_and_dice(masks[query], truth, points[prediction, b, t])
-                total += (config.mask_weight * cross_entropy + config.dice_weight * dice) / num_targets
-            weight = np.where(wanted == logits.shape[-1] - 1, config.no_object_weight, 1)
-            errors -= (weight * jax.nn.log_softmax(logits)[np.arange(len(wanted)), wanted]).sum()
-            weights += weight.sum()
-        total += config.class_weight * errors / weights
-    return total
+# The plain version
 
 
 def random_case(seed: int, num_targets: list[int], max_targets: int, num_queries: int, num_classes: int = 30):
-    """FactoredPredictions (L+1 = 2) and targets of blocks of random classes, one of them absent from the map."""
+    """FactoredPredictions (L1 = 2) and targets of blocks of random classes, one of them absent from the map."""
     rng = np.random.default_rng(seed)
     b = len(num_targets)
     classes = np.full((b, max_targets), -1, np.int32)
@@ -197,12 +134,14 @@ def random_case(seed: int, num_targets: list[int], max_targets: int, num_queries
 
 
 def points_of_key(key, predictions: FactoredPredictions, targets: Targets, config: ConfigDict) -> SamplingPoints:
-    """What the loss draws from a key: of each prediction, image and target on its own."""
+    """The points that the loss draws from a key, separately for each prediction, image and target."""
     matching_key, loss_key = jax.random.split(key)
     (num_predictions, b), t = predictions.class_logits.shape[:2], targets.classes.shape[1]
-    counts = (3 * config.num_points, config.num_points - int(0.75 * config.num_points))
+    important = int(0.75 * config.num_points)
+    counts = PointCounts(3 * config.num_points, important, config.num_points - important)
     matching = np.zeros((num_predictions, b, config.num_points, 2), np.float32)
-    oversampled, uniform = (np.zeros((num_predictions, b, t, count, 2), np.float32) for count in counts)
+    oversampled = np.zeros((num_predictions, b, t, counts.oversampled, 2), np.float32)
+    uniform = np.zeros((num_predictions, b, t, counts.uniform, 2), np.float32)
     for pair in np.ndindex(num_predictions, b):
         matching[pair] = draw_matching_points(matching_key, *pair, config.num_points)
     for pair in np.ndindex(num_predictions, b, t):
@@ -222,27 +161,31 @@ def points_of_key(key, predictions: FactoredPredictions, targets: Targets, confi
     ],
     ids=["padded", "padded, points given", "as many targets as queries", "many", "none", "as on a GPU"],
 )
-def test_plain_implementation(num_targets, max_targets, num_queries, points_given, at_once, monkeypatch):
+def test_the_plain_version_agrees(num_targets, max_targets, num_queries, points_given, at_once, monkeypatch):
     predictions, targets = random_case(0, num_targets, max_targets, num_queries)
     config = loss_config(40)
     key = jax.random.key(3)
     points = points_of_key(key, predictions, targets, config)
-    queries = []
-    for logits, masks, own in zip(predictions.class_logits, predictions.mask_logits, points.matching, strict=True):
-        images = zip(logits, masks, targets.labels, targets.classes, own, num_targets, strict=True)
-        queries.append([plain_match(x, m, y, c[:n], p, config) for x, m, y, c, p, n in images])
-    chosen = plain_points(predictions, points, queries, config)
-    plain = jax.jit(jax.value_and_grad(lambda p: plain_loss(p, targets, chosen, queries, config)))(predictions)
+    queries = reference.match_all(predictions, targets, points.matching, config)
+    chosen = reference.choose_points(predictions, queries, points, config)
 
-    if at_once == "as on a GPU":  # all choices but the kernels', which have tests of their own
+    @jax.jit
+    @jax.value_and_grad
+    def plain_loss(predictions):
+        return reference.segmentation_loss(predictions, targets, queries, chosen, config)
+
+    expected, expected_gradient = plain_loss(predictions)
+
+    if at_once == "as on a GPU":  # its choices, except for the kernels, which have their own tests
         take = lambda *arguments, default, rocm=None, **_: (rocm or default)(*arguments)
         monkeypatch.setattr(jax.lax, "platform_dependent", take)
     else:
         monkeypatch.setattr(mask_loss, "PAIRS_AT_ONCE", {"default": at_once})
     terms, gradient = loss_and_gradient(predictions, targets, points if points_given else key, config)
     assert terms.num_targets == sum(num_targets)
-    np.testing.assert_allclose(terms.total, plain[0], rtol=2e-6)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, plain[1])
+    np.testing.assert_array_equal(terms.queries, queries)
+    np.testing.assert_allclose(terms.total, expected, rtol=2e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, expected_gradient)
 
 
 def test_gradient_is_that_of_finite_differences():
@@ -283,7 +226,7 @@ def test_nan_in_one_query_is_counted_and_the_others_are_matched():
     np.testing.assert_array_equal(non_finite_costs, [0, 3])  # one for each target of the image
     others = np.delete(np.arange(8), 5)
     logits, masks = predictions.class_logits[1, 0, others], predictions.mask_logits[1, 0, others]
-    expected = plain_match(logits, masks, targets.labels[0], targets.classes[0, :3], points[1, 0], config)
+    expected = reference.match(logits, masks, targets.labels[0], targets.classes[0, :3], points[1, 0], config)
     np.testing.assert_array_equal(queries[1, 0, :3], others[expected])
 
 
@@ -303,6 +246,12 @@ def test_wrong_sizes_are_refused():
     _, predictions, targets, points = load_golden("loss_two_images")
     with pytest.raises(ValueError, match=r"config.loss wants \(100, 300, 25\)"):
         segmentation_loss(predictions, targets, points, loss_config(100))
+
+
+def test_wrong_shapes_are_caught_while_tests_run():
+    probabilities, classes = np.ones((2, 8, 31), np.float32), np.zeros((3, 5), np.int32)  # of two images, of three
+    with pytest.raises(TypeCheckError, match="classes"):
+        matcher.class_cost(jnp.asarray(probabilities), jnp.asarray(classes))
 
 
 # Several devices
@@ -344,16 +293,16 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_and_gradient_of_one():
-    root = ROOT
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": xla_flags(8),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": str(ROOT),
     }
     run = subprocess.run(
-        [sys.executable, "-c", SHARDED], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", SHARDED], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert run.stdout.endswith("equal\n"), run.stderr

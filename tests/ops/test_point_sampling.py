@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from fasseg_jax.losses.points import draw_loss_points, draw_matching_points
 from fasseg_jax.ops import reference, selection
 from fasseg_jax.ops.point_sampling import (
     sample_by_gathers,
@@ -117,22 +116,6 @@ def test_value_of_rank(digit, rank):
     rows = np.stack([rng.integers(0, 2**32, 300), rng.integers(0, 5, 300), rng.integers(2**31 - 3, 2**31 + 3, 300)])
     found = jax.jit(value_of_rank, static_argnums=(1, 2))(rows.astype(np.uint32), rank, digit)
     np.testing.assert_array_equal(found[:, 0], np.sort(rows)[:, rank - 1])
-
-
-def test_points_depend_on_pair_and_fill_the_square():
-    key = jax.random.key(0)
-    draws = {}
-    for pair in np.ndindex(2, 2, 2):
-        oversampled, uniform = draw_loss_points(key, *pair, (600, 200))
-        assert oversampled.shape == (600, 2) and uniform.shape == (200, 2)
-        draws[pair] = np.concatenate([oversampled, uniform])
-    for pair in np.ndindex(2, 2):
-        draws[pair] = np.asarray(draw_matching_points(key, *pair, 800))
-    everything = np.concatenate(list(draws.values()))
-    assert len(np.unique(everything, axis=0)) > 0.99 * len(everything)  # no two share their points
-    counts, _, _ = np.histogram2d(*everything.T, bins=4, range=[[0, 1], [0, 1]])
-    assert counts.sum() == len(everything)
-    assert np.abs(counts / (len(everything) / 16) - 1).max() < 0.2  # 600 in each cell, 5 standard deviations
 
 
 def test_a_wrong_shape_is_caught():

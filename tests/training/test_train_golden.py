@@ -1,4 +1,4 @@
-"""Three steps of training against the official program, with its points: losses, gradients, changes of parameters."""
+"""Three training steps compared with the official program, at its points: losses, gradients, changed parameters."""
 
 from collections import defaultdict
 from itertools import combinations
@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fasseg_jax import build_model, convert_state_dict, load_config
 from fasseg_jax.data.preprocessing import normalize
+from fasseg_jax.losses import reference
 from fasseg_jax.losses.criterion import segmentation_loss
 from fasseg_jax.losses.points import SamplingPoints
 from fasseg_jax.losses.targets import Targets
@@ -20,12 +21,13 @@ from fasseg_jax.weights.names.official import official_rules
 from tests.golden.synthetic_weights import synthetic_state_dict
 from tests.helpers import GOLDEN
 from tests.helpers.weight_cases import OFFICIAL
-from tests.losses.test_loss import binary_cross_entropy_and_dice, sample
+
+pytestmark = pytest.mark.slow
 
 STEPS = 3
 RULES = official_rules("resnet")
-# Of the gradients' global norm: parameters with less (their gradient is zero but for rounding) are not compared, as
-# Adam scales up noise.
+# A fraction of the gradients' global norm. Parameters with smaller gradients (zero except for rounding) are not
+# compared, because Adam scales up the noise.
 SMALLEST_GRADIENT = 1e-5
 
 
@@ -56,7 +58,7 @@ def classes_present(labels: np.ndarray, max_targets: int) -> np.ndarray:
 
 
 def by_official_name(tree) -> dict[str, np.ndarray]:
-    """Leaves as PyTorch has them, by its names."""
+    """Leaves in PyTorch's layout, by PyTorch's names."""
     leaves = {}
     for path, value in flatten_dict(tree, sep="/").items():
         rule, name = next((rule, name) for rule in RULES if (name := rule.name_of(path)))
@@ -66,7 +68,7 @@ def by_official_name(tree) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def run(golden):
-    """What our program makes of the same three steps."""
+    """The same three steps by our program, from the official weights and from weights disturbed by 1e-7."""
     config = load_config("configs/ade20k.py:r50")
     config.loss.num_points = 256
     config.train.steps = 10
@@ -123,7 +125,7 @@ def path_of(name: str) -> str:
 
 
 def unflatten(leaves):
-    """By official name -> a tree of ours."""
+    """Leaves by official name -> a tree of Flax parameters."""
     return unflatten_dict({path_of(name): value for name, value in leaves.items()}, sep="/")
 
 
@@ -153,7 +155,7 @@ EXCHANGES = 2  # in one prediction at most
 
 
 def mask_terms(golden, step: int, number: int, record):
-    """Of one prediction: weighted mask and Dice loss (2,), and by how much exchanges at near-ties would move them."""
+    """Weighted mask and Dice loss (2,) of one prediction, and how much exchanges at near-ties would change them."""
     points = recorded_points(golden, step)
     predictions = jax.tree.map(np.asarray, record["predictions"][step])
     queries, labels = record["terms"][step].queries[number], golden["segmentations"]
@@ -163,12 +165,12 @@ def mask_terms(golden, step: int, number: int, record):
         mask = predictions.mask_features[b] @ predictions.mask_embeddings[number, b, queries[b, t]]  # (h, w)
         truth = (labels[b] == classes[b, t]).astype(np.float32)
         oversampled, uniform = points.oversampled[number, b, t], points.uniform[number, b, t]
-        magnitudes = np.abs(np.asarray(sample(mask[None], oversampled)[0]))
+        magnitudes = np.abs(np.asarray(reference.sample(mask, oversampled)))
         order, kept = np.argsort(magnitudes), len(oversampled) // 4
 
         def loss(chosen, mask=mask, truth=truth, oversampled=oversampled, uniform=uniform):
             at = np.concatenate([oversampled[chosen], uniform])
-            return np.array(binary_cross_entropy_and_dice(mask, truth, at))
+            return np.array(reference.mask_losses(mask, truth, at))
 
         own = loss(order[:kept])
         total += own
@@ -183,7 +185,7 @@ def mask_terms(golden, step: int, number: int, record):
 
 @pytest.mark.parametrize(("step", "tolerance"), [(1, 2e-4), (2, 5e-4)])
 def test_later_steps_agree_but_for_ties_of_points(golden, run, step, tolerance):
-    """Each prediction's mask and Dice loss, both at once, on one side or the other of near-ties."""
+    """Each prediction's mask and Dice loss together, on one side or the other of near-ties."""
     _, record, _ = run
     recomputed, num_deviating = [], 0
     for number in range(14):
@@ -201,7 +203,7 @@ def test_later_steps_agree_but_for_ties_of_points(golden, run, step, tolerance):
 
 
 def test_later_steps_amplify_rounding(run):
-    """Parameters changed by 1e-7 move single terms of the later steps as far as the two programs are apart."""
+    """Parameters disturbed by 1e-7 change single terms of the later steps as much as the two programs differ."""
     _, record, disturbed = run
     moved = [
         np.max([np.abs(getattr(a, f"{kind}_loss") / getattr(b, f"{kind}_loss") - 1) for kind in ("mask", "dice")])
@@ -230,7 +232,7 @@ def test_gradients(golden, run):
 
 
 def test_changes_of_parameters(golden, run):
-    """Norms of the changes over the three steps within 2%, where the gradient is more than rounding noise."""
+    """Norms of the changes over the three steps agree within 2% if the gradient is more than rounding noise."""
     _, record, _ = run
     noise = SMALLEST_GRADIENT * float(golden["step0/grad_global_norm"])
     compared = 0
