@@ -2,13 +2,12 @@
 
     python train.py --config configs/shapes.py --workdir runs/shapes
 
-trains a tiny model on generated pictures; configs/ade20k.py, configs/cityscapes.py and configs/folder.py hold the
-recipes for real data. If WORKDIR holds checkpoints, the training goes on from the latest. `--check` examines the data
-instead.
+trains a tiny model on generated images; configs/ade20k.py, configs/cityscapes.py and configs/folder.py hold the recipes
+for real data. If WORKDIR holds checkpoints, the training resumes from the latest. `--check` examines the data instead.
 
-WORKDIR gets checkpoints/STEP (each usable by predict.py), metrics.jsonl, tensorboard/ and pictures/.
+WORKDIR gets checkpoints/STEP (predict.py can use each), metrics.jsonl, tensorboard/ and pictures/.
 
-Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupted and saved: the same command goes on.
+Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupted and saved: the same command resumes.
 """
 
 from pathlib import Path
@@ -27,7 +26,7 @@ from fasseg_jax.training.train_step import NotFiniteError
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/shapes.py", "The recipe; --config.NAME=VALUE overrides.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
-CHECK = flags.DEFINE_bool("check", False, "Examine the data and report, instead of training.")
+CHECK = flags.DEFINE_bool("check", False, "Examine the data and report what is wrong, instead of training.")
 PROFILE = flags.DEFINE_bool("profile", False, "Record five steps with jax.profiler, in WORKDIR/profile.")
 
 

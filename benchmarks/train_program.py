@@ -1,4 +1,4 @@
-"""The training step of a recipe, for devices that need not be there."""
+"""The training step of a recipe, lowered for devices that need not be present."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ __all__ = ["lower_train_step"]
 
 
 def lower_train_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """As `train.py` compiles it, for arrays of the configuration's sizes on a mesh of `devices`."""
+    """Lower the step that `train.py` compiles, for arrays of the configuration's sizes on a mesh of `devices`."""
     mesh = Mesh(np.array(devices), (DATA,))
     model = build_model(config.model)
     variables = jax.eval_shape(lambda: initial_variables(model, 0))
@@ -26,10 +26,10 @@ def lower_train_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.s
     state = jax.eval_shape(lambda v: TrainState.create(v, optimizer, ema=config.train.ema_decay > 0), variables)
     state = shape_dtype_structs(state, state_shardings(state, mesh, config.train.shard_parameters))
 
-    size, (height, width) = config.train.batch_size, config.augmentation.crop
-    shard = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-    images = shard((size, height, width, 3), jnp.uint8)
-    targets = Targets(
-        labels=shard((size, height, width), jnp.uint8), classes=shard((size, config.data.max_targets), jnp.int32)
-    )
+    def sharded(shape, dtype):
+        return jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=batch_sharding(mesh))
+
+    crop = config.augmentation.crop  # height and width
+    images = sharded((*crop, 3), jnp.uint8)
+    targets = Targets(labels=sharded(crop, jnp.uint8), classes=sharded((config.data.max_targets,), jnp.int32))
     return make_train_step(config, model, optimizer, mesh, state).lower(state, images, targets)

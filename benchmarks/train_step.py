@@ -1,12 +1,12 @@
-"""A training step here beside that of Hugging Face transformers' Mask2Former, on a CPU.
+"""A training step here compared with one of Hugging Face transformers' Mask2Former, on a CPU.
 
     pip install -e ".[benchmarks]"
     python benchmarks/train_step.py --size 256 --batch 2 --targets 8
 
-A step is forward pass, matching, loss, backward pass, clipping and AdamW, in float32, with weights drawn at random: no
-file is downloaded. Each subject has a process of its own, which gives its peak memory; the processes take turns, step
-by step, and only one of them computes at a time. Programs are compiled anew. Peak memory is that of the steps (Linux
-only), and beside it that of the whole process, compilation included. Prints a table and writes JSON with --output.
+A step is forward pass, matching, loss, backward pass, clipping and AdamW, in float32. The weights are random; the
+program downloads nothing. Each subject runs in its own process, whose peak memory is measured (Linux only): once over
+the steps, and once over the whole process, compilation included. The processes take turns, step by step, and only one
+of them computes at a time. Programs are compiled without a cache. Prints a table, and writes JSON with --output.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ SUBJECTS = {
 NUM_CLASSES = 150
 
 SIZE = flags.DEFINE_integer("size", 256, "Side of the square images, a multiple of 64.")
-BATCH = flags.DEFINE_integer("batch", 2, "Images at once.")
+BATCH = flags.DEFINE_integer("batch", 2, "Images in a batch.")
 TARGETS = flags.DEFINE_integer("targets", 8, "Segments of each image.")
 REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps of each subject, after one that is not timed.")
 ONLY = flags.DEFINE_multi_enum("only", list(SUBJECTS), list(SUBJECTS), "Subjects; may be repeated.")
@@ -54,7 +54,7 @@ def example_batch(size: int, batch: int, num_targets: int) -> tuple[np.ndarray, 
 
 
 def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
-    """A function that does one step and returns its loss, and seconds of lowering and compilation."""
+    """A function that runs one step and returns its loss, and the seconds that lowering and compiling took."""
     import jax
 
     from fasseg_jax.config import load_config
@@ -92,7 +92,7 @@ def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], fl
 
 
 def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
-    """The same of transformers, run eagerly."""
+    """The same for transformers, run eagerly."""
     import torch
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
@@ -108,8 +108,8 @@ def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, 
     )
     config = Mask2FormerConfig(backbone_config=backbone, num_labels=NUM_CLASSES, num_queries=100)
     model = Mask2FormerForUniversalSegmentation(config).train()
-    normalised = (images - np.float32((123.675, 116.28, 103.53))) / np.float32((58.395, 57.12, 57.375))
-    pixels = torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy())  # JAX itself stays out of this process
+    normalized = (images - np.float32((123.675, 116.28, 103.53))) / np.float32((58.395, 57.12, 57.375))
+    pixels = torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())  # JAX stays out of this process
     class_labels = [torch.from_numpy(own.astype(np.int64)) for own in classes]
     mask_labels = [
         torch.from_numpy((label == own[:, None, None]).astype(np.float32))
@@ -135,14 +135,14 @@ def peak_mb() -> float:
 
 
 def restart_peak() -> None:
-    """Lets the kernel measure the peak anew, without what compilation has freed."""
+    """Let the kernel measure the peak again, without the memory that compilation has freed."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def serve(connection, config_path: str | None, batch: tuple[np.ndarray, ...]) -> None:
-    """Process of one subject: a step, its seconds and its loss for every "step" that it is sent."""
+    """The process of one subject: for every "step" that it receives, it runs one and sends its seconds and loss."""
     step, facts = their_step(*batch) if config_path is None else our_step(config_path, *batch)
     before = peak_mb()
     restart_peak()
@@ -155,7 +155,7 @@ def serve(connection, config_path: str | None, batch: tuple[np.ndarray, ...]) ->
 
 
 def main(_):
-    """Measures and reports."""
+    """Measure and report."""
     batch = example_batch(SIZE.value, BATCH.value, TARGETS.value)
     context = multiprocessing.get_context("spawn")
     results, connections = {}, {}
@@ -180,7 +180,10 @@ def main(_):
         own |= connection.recv()
 
     theirs = results.get(THEIRS)
-    ratio = lambda own, field: f" ({own[field] / theirs[field]:.2f})" if theirs else ""
+
+    def ratio(own, field):
+        return f" ({own[field] / theirs[field]:.2f})" if theirs else ""
+
     title = f"Training step, {BATCH.value} x {SIZE.value} x {SIZE.value}, {TARGETS.value} targets an image"
     table = Table("", "median s (ratio)", "range s", "peak MB (ratio)", "compiling", "lower + compile s", title=title)
     for name, own in results.items():

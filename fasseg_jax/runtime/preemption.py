@@ -1,4 +1,4 @@
-"""Being told to stop: by a signal, or by the cluster's notice that a machine is taken away."""
+"""Preemption and interruption: signals, and the cluster's notice that it takes a machine away."""
 
 import signal
 
@@ -7,19 +7,23 @@ from jax.experimental import multihost_utils
 
 __all__ = ["INTERRUPTED", "Interruption"]
 
-INTERRUPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: schedulers may start the same command again
+INTERRUPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: a scheduler may start the same command again
 
 
 class Interruption:
-    """Catches SIGTERM and Ctrl-C, so that a program can save first; a second Ctrl-C stops at once.
+    """Catches SIGTERM and Ctrl-C, so that a program can save first. A second Ctrl-C stops it at once.
 
-    Several hosts that train must all stop after the same step: JAX's own service then listens to SIGTERM and agrees on
-    it.
+    Hosts that train together must stop after the same step. There JAX's own service catches SIGTERM, and the hosts
+    agree on the step.
     """
 
     def __init__(self, together: bool = True):
-        """Starts to listen; call it from the main thread. Not `together`, each host stops by its own signals alone."""
-        self._signalled = False
+        """Start to listen. Call it from the main thread.
+
+        Args:
+          together: all hosts stop after the same step; otherwise each host stops on its own signals.
+        """
+        self._signaled = False
         self._together = together and jax.process_count() > 1
         signal.signal(signal.SIGINT, self._receive)
         if not self._together:
@@ -27,11 +31,11 @@ class Interruption:
 
     def _receive(self, number, frame):
         del frame
-        self._signalled = True
+        self._signaled = True
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def requested(self, step: int = 0) -> bool:
-        """Whether to save and stop after this step; hosts that stop together all call it after every step."""
+        """Whether to save and stop after this step. Hosts that stop together must all call it after every step."""
         if not self._together:
-            return self._signalled
+            return self._signaled
         return multihost_utils.reached_preemption_sync_point(step)

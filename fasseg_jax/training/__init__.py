@@ -1,1 +1,1 @@
-"""The chapter training."""
+"""Training: the loop, one step, the optimizer, where a run starts from, and what it leaves behind."""

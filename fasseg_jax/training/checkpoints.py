@@ -1,10 +1,12 @@
-"""Checkpoints of a running training, by Orbax: written in the background, each complete or absent.
+"""Checkpoints of a running training. Orbax writes them in the background; each is complete or absent.
 
-A step's directory is a checkpoint as `fasseg_jax.weights.checkpoint` reads it (what to predict with, configuration,
-classes), beside what training needs to go on. The data need no state of their own: a batch depends on its step alone.
+A step's directory is a checkpoint that `fasseg_jax.weights.checkpoint` can read (what to predict with, configuration,
+classes), and also holds what training needs to resume. The data need no state: a batch depends only on its step.
 """
 
 import contextlib
+import dataclasses
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,21 +20,21 @@ from fasseg_jax.weights.checkpoint import best_step, checkpoint_metadata, load_m
 
 __all__ = ["CheckpointError", "RunCheckpoints"]
 
-REMOVED = "removed"  # folder of the checkpoints that are not kept, until they are deleted
+REMOVED = "removed"  # folder where checkpoints that are not kept wait until they are deleted
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names it and says what to do."""
+    """A checkpoint cannot be written or read. The message names it and says what to do."""
 
 
 class RunCheckpoints:
     """The checkpoints of a run, in DIRECTORY/STEP.
 
-    The `config.train.keep_checkpoints` latest ones are kept, and the best by mean IoU.
+    A run keeps its latest `config.train.keep_checkpoints` ones, and the best by mean IoU.
     """
 
     def __init__(self, directory: str | Path, config: ConfigDict, classes: ClassTable):
-        """Opens the directory, which is made if absent; what interrupted writes left behind is removed."""
+        """Open or make the directory, and remove what interrupted writes left behind."""
         policies = ocp.checkpoint_managers
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["mean_iou"], n=1, keep_checkpoints_without_metrics=False
@@ -44,7 +46,8 @@ class RunCheckpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([latest, best]),
                 cleanup_tmp_directories=True,
-                # Deleted where it is, a checkpoint would keep its name and lack files if the run is killed meanwhile.
+                # Orbax moves a checkpoint there before it deletes it. Otherwise a run that is killed meanwhile would
+                # leave a checkpoint under its name that lacks files.
                 todelete_subdir=REMOVED,
             ),
         )
@@ -53,12 +56,12 @@ class RunCheckpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """Steps done by the latest checkpoint; None if there is none."""
+        """The step of the latest checkpoint; None if there is no checkpoint."""
         return self._manager.latest_step()
 
     @property
     def best_step(self) -> int:
-        """Steps done by the checkpoint of the best mean IoU; by the latest if none was evaluated."""
+        """The step of the checkpoint of the best mean IoU; of the latest if none was evaluated."""
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         return best_step({step: values["mean_iou"] if values else None for step, values in metrics.items()})
 
@@ -71,16 +74,20 @@ class RunCheckpoints:
         return load_metadata(self.path_of(step)).config
 
     def save(self, step: int, state: TrainState, mean_iou: float | None = None) -> None:
-        """Begin to write the state after `step` steps; what it holds is copied before this returns."""
+        """Begin to write the state after `step` steps. The arrays are copied before this returns.
+
+        Raises:
+          CheckpointError: this or an earlier checkpoint cannot be written.
+        """
         metrics = None if mean_iou is None else {"mean_iou": mean_iou}
         items = {
             "variables": ocp.args.PyTreeSave(state.variables()),
             "metadata": ocp.args.JsonSave(self._metadata),
             "training": ocp.args.PyTreeSave(_training_part(state)),
         }
-        if metrics:  # Orbax itself writes them for its deprecated options alone
+        if metrics:  # Orbax itself writes them only with its deprecated options
             items["metrics"] = ocp.args.JsonSave(metrics)
-        with self._errors_named():
+        with self._named_errors():
             self._delete_removed()
             self._manager.save(step, metrics=metrics, args=ocp.args.Composite(**items))
 
@@ -88,11 +95,11 @@ class RunCheckpoints:
         """Read the state after `step` steps.
 
         Args:
-          step: of a checkpoint that is there.
-          like: shapes and shardings of the state, `ShapeDtypeStruct`s.
+          step: of an existing checkpoint.
+          like: the state's shapes and shardings, `ShapeDtypeStruct`s.
 
         Raises:
-          CheckpointError: the checkpoint is damaged or of another model; the message names its directory.
+          CheckpointError: the checkpoint is damaged or of another model.
         """
         wanted = {"variables": like.variables(), "training": _training_part(like)}
         arguments = {
@@ -103,11 +110,12 @@ class RunCheckpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
         except Exception as error:  # Orbax and the storage library below it raise errors of many types
             others = sorted(other for other in self._manager.all_steps() if other != step)
-            advice = f"remove it to go on from step {others[-1]}" if others else "no other is left in this run"
+            advice = f"remove it to resume from step {others[-1]}" if others else "this run has no other"
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise CheckpointError(f"{self.path_of(step)}: cannot be read ({reason}); {advice}") from error
         variables, training = restored["variables"], restored["training"]
-        return like.replace(
+        return dataclasses.replace(
+            like,
             step=training["step"],
             params=training.get("params", variables["params"]),
             batch_stats=variables.get("batch_stats", {}),
@@ -116,30 +124,34 @@ class RunCheckpoints:
         )
 
     def close(self) -> None:
-        """Wait until what was begun is written, and end the threads that write."""
-        with self._errors_named():
+        """Wait until all checkpoints are written, and end the threads that write.
+
+        Raises:
+          CheckpointError: one cannot be written.
+        """
+        with self._named_errors():
             self._delete_removed()
         self._manager.close()
 
     def _delete_removed(self) -> None:
-        """Wait until what was begun is written, and delete what was given up for it."""
+        """Wait until all checkpoints are written, and delete those that made room for them."""
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             (self._manager.directory / REMOVED).rmtree(missing_ok=True)
 
     @contextlib.contextmanager
-    def _errors_named(self):
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax and the storage library below it raise errors of many types
             kept = f"step {self.latest_step} is the latest complete one" if self.latest_step else "none is complete yet"
             raise CheckpointError(
                 f"{self._manager.directory}: cannot write a checkpoint ({type(error).__name__}: {str(error)[:300]}); "
-                f"{kept}. Is the disk full? Make room and run the same command to go on"
+                f"{kept}. Is the disk full? Make room and run the same command to resume"
             ) from error
 
 
 def _training_part(state: TrainState) -> dict:
-    """What only training needs: `variables` holds the rest, of which averaged parameters take the place of others."""
+    """What only training needs. The rest is in `variables`, where averaged parameters replace the trained ones."""
     part = {"step": state.step, "opt_state": state.opt_state}
     return part if state.ema_params is None else {**part, "params": state.params}

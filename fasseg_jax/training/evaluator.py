@@ -1,4 +1,4 @@
-"""Evaluation in the course of a training: mIoU, and pictures of predictions beside the truth."""
+"""Evaluation during a training: mIoU, and pictures of predictions beside the ground truth."""
 
 import jax
 import numpy as np
@@ -18,11 +18,11 @@ from fasseg_jax.visualization.overlay import draw_comparison
 
 __all__ = ["Evaluator"]
 
-PICTURED = 4  # samples, spread over the split, the same each time
+NUM_PICTURES = 4  # samples to draw, spread over the split, the same ones every time
 
 
 class Evaluator:
-    """Called with the state after a step; logs, draws WORKDIR/pictures/step_STEP.png and returns the mean IoU.
+    """Evaluates a state: logs the metrics, draws WORKDIR/pictures/step_STEP.png and returns the mean IoU.
 
     It predicts as predict.py does. All hosts must call it.
     """
@@ -32,7 +32,7 @@ class Evaluator:
         self._config, self._source, self._mesh, self._workdir, self._log = config, source, mesh, workdir, log
 
     def __call__(self, state: TrainState, step: int) -> float | None:
-        """The mean IoU; None if the split holds nothing but ignored pixels."""
+        """The mean IoU after `step` steps; None if all pixels of the split are ignored."""
         variables = fetch_replicated(state.variables(), self._mesh)
         segmenter = Segmenter(self._config, variables, self._source.classes, devices=jax.local_devices())
         data, stride = self._config.data, self._config.train.evaluation_stride
@@ -44,7 +44,7 @@ class Evaluator:
         return None if np.isnan(metrics.mean_iou) else metrics.mean_iou
 
     def _draw(self, segmenter: Segmenter, step: int) -> None:
-        indices = range(0, len(self._source), max(1, len(self._source) // PICTURED))[:PICTURED]
+        indices = range(0, len(self._source), max(1, len(self._source) // NUM_PICTURES))[:NUM_PICTURES]
         samples = [self._source[index] for index in indices]
         labels = dict(segmenter.segment_all((number, sample.image) for number, sample in enumerate(samples)))
         rows = [(sample.image, sample.labels, labels[number]) for number, sample in enumerate(samples)]

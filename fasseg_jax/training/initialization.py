@@ -1,5 +1,6 @@
 """What a training starts from: random weights, an ImageNet backbone, or a whole model, perhaps of other classes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,57 +12,63 @@ from fasseg_jax.weights.checkpoint import load_checkpoint
 
 __all__ = ["start_variables"]
 
+CLASS_HEAD = "params/decoder/class_embed/"
+
 
 def start_variables(random: dict[str, Any], config: ConfigDict, classes: ClassTable) -> tuple[dict[str, Any], str]:
-    """Random variables with those of the checkpoint `config.train.init` in place of theirs.
+    """Replace random variables by those of the checkpoint `config.train.init`, as far as it has them.
 
     Args:
-      random: of `initial_variables`, as numpy arrays.
+      random: of `initial_variables`, numpy arrays.
       config: the whole configuration.
-      classes: of the data; a class head of the same classes is taken over, another starts anew.
+      classes: of the data. The checkpoint's class head is used only if its classes are the same.
 
     Returns:
-      The variables, and a sentence on where they come from.
+      The variables, and where they come from, in words.
 
     Raises:
-      FileNotFoundError, ValueError: of `load_checkpoint`; or the checkpoint is of another model: every name and shape
-        that differs is listed.
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: it is damaged, or of another model; the message lists every name and shape that differs.
     """
     path = config.train.init
     if not path:
         return random, "random weights"
     checkpoint = load_checkpoint(path)
     ours, theirs = flatten_dict(random, sep="/"), flatten_dict(checkpoint.variables, sep="/")
-    anew = []
     if checkpoint.contents == "backbone":
         wanted = {name for name in ours if name.split("/")[1] == "backbone"}
-        sentence = f"the backbone of {path}; pixel decoder and decoder random"
-    else:
+        origin = f"the backbone of {path}; pixel decoder and decoder random"
+    elif checkpoint.classes.names == classes.names:
         wanted = set(ours)
-        sentence = f"the model of {path}"
-        if checkpoint.classes.names != classes.names:
-            anew = [name for name in ours if name.startswith("params/decoder/class_embed/")]
-            sentence += (
-                f"; a new class head, as its {len(checkpoint.classes)} classes are not the data's {len(classes)}"
-            )
-    wanted -= set(anew)
-    theirs = {name: value for name, value in theirs.items() if name not in anew}
-    theirs = _trained_batch_norm(theirs, wanted)
-    problems = [f"{name} is missing" for name in sorted(wanted - set(theirs))]
-    problems += [f"{name} is unexpected" for name in sorted(set(theirs) - wanted)]
-    for name in sorted(wanted & set(theirs)):
-        if theirs[name].shape != ours[name].shape:
-            problems.append(f"{name} is {theirs[name].shape}, the model's is {ours[name].shape}")
-    if problems:
+        origin = f"the model of {path}"
+    else:
+        wanted = {name for name in ours if not name.startswith(CLASS_HEAD)}
+        theirs = {name: value for name, value in theirs.items() if not name.startswith(CLASS_HEAD)}
+        origin = (
+            f"the model of {path}; a new class head, because its {len(checkpoint.classes)} classes are not the "
+            f"data's {len(classes)}"
+        )
+    used = _move_batch_norm(theirs, wanted)
+    if problems := _differences(used, {name: ours[name] for name in wanted}):
         raise ValueError(
             f"config.train.init = {path}: does not fit config.model; is it of the same configuration? "
             f"{len(problems)} differences: " + "; ".join(problems)
         )
-    return unflatten_dict({**ours, **theirs}, sep="/"), sentence
+    return unflatten_dict({**ours, **used}, sep="/"), origin
 
 
-def _trained_batch_norm(theirs: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
-    """Scale and bias of batch norm where the model has them: statistics if frozen, parameters if trained."""
+def _differences(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> list[str]:
+    """Names and shapes of `found` that are not those of `wanted`, a line each."""
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is unexpected" for name in sorted(found.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & found.keys()):
+        if found[name].shape != wanted[name].shape:
+            problems.append(f"{name} is {found[name].shape}, the model's is {wanted[name].shape}")
+    return problems
+
+
+def _move_batch_norm(theirs: Mapping[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
+    """Move scale and bias of batch norm to where the model has them: statistics if frozen, parameters if trained."""
     moved = {}
     for name, value in theirs.items():
         collection, path = name.split("/", 1)

@@ -1,6 +1,7 @@
-"""A whole training: start or resume, the loop, the end."""
+"""A whole training, in chapters: mesh, data, model and optimizer, sharding, start or resume, loop, end."""
 
 import contextlib
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -22,24 +23,48 @@ from fasseg_jax.training.train_step import TrainState, check_finite, make_train_
 
 __all__ = ["train"]
 
+PROFILED_STEPS = range(10, 15)  # of this run; by then everything is compiled
 
-def train(config: ConfigDict, workdir: Path, profiled: bool = False) -> int:
-    """Run or resume a training; returns the exit status."""
-    # Devices
+
+def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
+    """Run a training, or resume it from the latest checkpoint in `workdir`.
+
+    Args:
+      config: the whole configuration.
+      workdir: the folder of the run, made if absent.
+      profile: record five steps in WORKDIR/profile.
+
+    Returns:
+      The exit status: 0, or `INTERRUPTED` if a signal ended the run and the same command resumes it.
+
+    Raises:
+      ValueError: the configuration does not fit the devices, the data, or the run's checkpoints.
+      OSError: data or checkpoints cannot be read.
+      NotFiniteError: a loss or a gradient is NaN or infinite.
+      CheckpointError: a checkpoint cannot be read or written.
+    """
+    # Mesh
     mesh = make_mesh()
-    host, num_hosts = jax.process_index(), jax.process_count()
     check_batch_size(config, mesh.size)
+    on_first_host = jax.process_index() == 0
 
     # Data
-    training, validation = (open_source(config, split) for split in ("training", "validation"))
-    batches = TrainingBatches(training, config, config.train.seed, host, num_hosts)
+    training, validation = open_source(config, "training"), open_source(config, "validation")
+    batches = TrainingBatches(training, config, config.train.seed, jax.process_index(), jax.process_count())
 
-    # Model, optimiser, and the shapes and places of the state's arrays
+    # Model and optimizer
     model = build_model(config.model)
-    initialise = lambda: initial_variables(model, config.train.seed)
-    variable_shapes = jax.eval_shape(initialise)
+
+    def initialize():
+        return initial_variables(model, config.train.seed)
+
+    def create_state(variables):
+        return TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
+
+    variable_shapes = jax.eval_shape(initialize)
     optimizer = make_optimizer(config, variable_shapes["params"])
-    create_state = lambda variables: TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
+
+    # Sharding
     state_shapes = jax.eval_shape(create_state, variable_shapes)
     shardings = state_shardings(state_shapes, mesh, config.train.shard_parameters)
 
@@ -47,58 +72,54 @@ def train(config: ConfigDict, workdir: Path, profiled: bool = False) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = RunCheckpoints(workdir / "checkpoints", config, training.classes)
     first_step = checkpoints.latest_step or 0
-    log = MetricLog(workdir, config.train.steps, first_step, writes=host == 0)
+    log = MetricLog(workdir, config.train.steps, first_step, writes=on_first_host)
     if first_step:
         for line in changed_fields(checkpoints.saved_config(first_step), config):
             log.say(f"Changed since step {first_step}: {line}")
         state = checkpoints.restore(first_step, shape_dtype_structs(state_shapes, shardings))
-        log.say(f"Going on after step {first_step} of {config.train.steps}.")
+        log.say(f"Resuming after step {first_step} of {config.train.steps}.")
     else:
-        variables, origin = start_variables(jax.device_get(jax.jit(initialise)()), config, training.classes)
+        variables, origin = start_variables(jax.device_get(jax.jit(initialize)()), config, training.classes)
         state = jax.jit(create_state, out_shardings=shardings)(variables)
         log.say(f"Starting from {origin}.")
 
-    # Training
+    # Loop
     train_step = make_train_step(config, model, optimizer, mesh, state_shapes)
     learning_rate = learning_rate_schedule(config)
     evaluator = Evaluator(config, validation, mesh, workdir, log)
     interruption = Interruption()
     clock = StepClock(config.train.batch_size)
-    previous = None
+    compiled = previous = None
     stop = False
-    with contextlib.closing(log), contextlib.closing(checkpoints):  # what is being written is finished, come what may
+    with contextlib.closing(log), contextlib.closing(checkpoints):  # also after an error: they finish what they write
         for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
-            if profiled:
-                profile(step - first_step, workdir)
+            if profile:
+                record_profile(step - first_step, workdir)
             images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
-            if step == first_step + 1:  # compiled by name, so that nothing of its making need be kept
-                train_step = train_step.lower(state, images, targets).compile()
-                release_compiler_memory(traces=True)
-            state, metrics = train_step(state, images, targets)
+            if compiled is None:
+                compiled = compile_step(train_step, state, images, targets)
+            state, metrics = compiled(state, images, targets)
             if previous:
-                check_finite(*previous)  # of the step before: the devices compute this one meanwhile
+                check_finite(*previous)  # of the step before, while the devices compute this one
             previous = step, metrics, batch.names
 
-            last = step == config.train.steps
-            stop = interruption.requested(step) and not last
-            logs, evaluates, saves = (
-                last or step % config.train[f"{what}_every"] == 0 for what in ("log", "evaluate", "checkpoint")
-            )
-            if logs or evaluates or saves or stop:
+            stop = interruption.requested(step) and step < config.train.steps
+            due = due_after(step, config.train, stop)
+            if any(due):
                 values = check_finite(*previous)
-            if logs:
+            if due.log:
                 log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
                 log.progress(step, f"loss {values['loss']:.3f}")
-            if evaluates or saves or stop:
-                checkpoints.save(step, state, evaluator(state, step) if evaluates else None)
+            if due.save:
+                checkpoints.save(step, state, evaluator(state, step) if due.evaluate else None)
                 clock.restart()
             if stop:
                 break
 
     # End
-    if host == 0 and stop:
-        print(f"Interrupted, and saved after step {step}. The same command goes on from there.")
-    elif host == 0:
+    if on_first_host and stop:
+        print(f"Interrupted, and saved after step {step}. The same command resumes the training.")
+    elif on_first_host:
         best = checkpoints.path_of(checkpoints.best_step)
         print(f"Done. The best checkpoint is {best}; to use it:")
         print(f"  python predict.py --checkpoint {best} --input PHOTOS --output RESULTS")
@@ -108,7 +129,7 @@ def train(config: ConfigDict, workdir: Path, profiled: bool = False) -> int:
 
 
 def check_batch_size(config: ConfigDict, num_devices: int) -> None:
-    """Raise a `ValueError` if the batch cannot be divided."""
+    """Raise a `ValueError` if the devices and the accumulated parts cannot share the batch evenly."""
     parts = num_devices * config.train.accumulation
     if config.train.batch_size % parts:
         raise ValueError(
@@ -117,9 +138,37 @@ def check_batch_size(config: ConfigDict, num_devices: int) -> None:
         )
 
 
-def profile(steps_run: int, workdir: Path) -> None:
-    """Record five steps, when all is compiled."""
-    if steps_run == 10:
+class Due(NamedTuple):
+    """What to do after a step. An evaluation always comes with a checkpoint."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+
+def due_after(step: int, settings: ConfigDict, stop: bool) -> Due:
+    """What is due after `step`. `settings` is `config.train`; `stop`: the run ends here, before its last step."""
+    last = step == settings.steps
+    evaluate = last or step % settings.evaluate_every == 0
+    return Due(
+        log=last or step % settings.log_every == 0,
+        evaluate=evaluate,
+        save=evaluate or stop or step % settings.checkpoint_every == 0,
+    )
+
+
+def compile_step(
+    train_step: jax.stages.Wrapped, state: TrainState, images: jax.Array, targets: Targets
+) -> jax.stages.Compiled:
+    """Compile the step ahead of time, and free the memory that tracing and compiling took."""
+    compiled = train_step.lower(state, images, targets).compile()
+    release_compiler_memory(traces=True)
+    return compiled
+
+
+def record_profile(step: int, workdir: Path) -> None:
+    """Record the `PROFILED_STEPS` of this run, of which `step` is about to begin."""
+    if step == PROFILED_STEPS.start:
         jax.profiler.start_trace(str(workdir / "profile"))
-    if steps_run == 15:
+    if step == PROFILED_STEPS.stop:
         jax.profiler.stop_trace()

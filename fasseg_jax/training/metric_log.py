@@ -1,4 +1,4 @@
-"""The numbers of a training: how long steps take, whether losses are finite, where all of it is written."""
+"""The numbers of a training: how long its steps take, and the files and the progress bar that show them."""
 
 import itertools
 import json
@@ -16,23 +16,23 @@ __all__ = ["MetricLog", "StepClock"]
 
 
 class StepClock:
-    """Splits the time of steps into waiting for the input and the rest."""
+    """Splits the time of steps into waiting for input and computing."""
 
     def __init__(self, batch_size: int):
-        """`batch_size` images a step."""
+        """Each step takes `batch_size` images."""
         self._batch_size = batch_size
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was measured; what ran since the latest step does not count."""
+        """Measure from now on. What ran since the latest step does not count."""
         self._begin, self._input, self._steps = time.perf_counter(), 0.0, 0
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches; the time that each is waited for counts, but not the first, with whose step all is compiled."""
+        """The batches. Measures how long the loop waits for each but the first, whose step compiles the program."""
         iterator = iter(batches)
         for number in itertools.count():
             if number == 1:
-                self.restart()  # the first step compiled the program
+                self.restart()
             begin = time.perf_counter()
             try:
                 batch = next(iterator)
@@ -43,7 +43,7 @@ class StepClock:
             yield batch
 
     def rates(self) -> dict[str, float]:
-        """Means over the steps since the last call: images/s, seconds of a step for input and for the rest."""
+        """Means over the steps since the latest call: images per second, seconds per step for input and computing."""
         seconds = (time.perf_counter() - self._begin) / max(self._steps, 1)
         waited = self._input / max(self._steps, 1)
         self.restart()
@@ -57,11 +57,11 @@ class StepClock:
 class MetricLog:
     """Writes to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, and shows a progress bar on a terminal.
 
-    All hosts compute, one writes: the others' `writes` is False, and nothing happens.
+    Only one host writes. On the others `writes` is False, and the methods do nothing.
     """
 
     def __init__(self, workdir: Path, steps: int, first_step: int, writes: bool = True):
-        """`steps` in all, of which `first_step` were done by an earlier run."""
+        """The training has `steps` steps; earlier runs did the first `first_step` of them."""
         self._writes = writes
         if not writes:
             return
@@ -80,7 +80,7 @@ class MetricLog:
             self._board.add_scalar(name, value, step)
 
     def progress(self, step: int, text: str) -> None:
-        """Move the bar to `step`, with `text` behind it; without a terminal print a line."""
+        """Move the bar to `step` and show `text` behind it. Without a terminal, print a line."""
         if not self._writes:
             return
         self._bar.set_postfix_str(text, refresh=False)
@@ -90,17 +90,17 @@ class MetricLog:
             print(f"step {step}: {text}", flush=True)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Log a picture, uint8 (H, W, 3)."""
+        """Log a uint8 picture (H, W, 3)."""
         if self._writes:
             self._board.add_image(name, picture, step, dataformats="HWC")
 
     def say(self, message: str) -> None:
-        """Print a line without disturbing the bar."""
+        """Print a line above the bar."""
         if self._writes:
             tqdm.write(message)
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write what is pending, and close the files."""
         if self._writes:
             self._bar.close()
             self._board.close()

@@ -1,4 +1,4 @@
-"""AdamW with the recipe's parameter groups, clipping and schedule (SPEC section 5)."""
+"""AdamW with the recipe's parameter groups, clipping and schedule (docs/specification.md, section 5)."""
 
 import re
 from typing import Any
@@ -7,22 +7,30 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 __all__ = ["gradient_norm", "learning_rate_schedule", "make_optimizer", "parameter_groups"]
 
-# Path of a parameter -> its group. The rate of "backbone" groups is multiplied by config.optimizer.backbone_multiplier;
-# "fixed" groups have no weight decay: norms, embeddings, tables of relative positions. Every parameter must match
-# exactly one rule.
-NORM = r"[^/]*norm\d?"
-GROUP_RULES = (
-    (rf"backbone/(.*/)?({NORM}/(scale|bias)|relative_position_bias)", "backbone_fixed"),
-    (rf"backbone/(?!(.*/)?{NORM}/).*(kernel|bias)(?<!relative_position_bias)", "backbone"),
-    (rf"(pixel_decoder|decoder)/(.*/)?{NORM}(_\d)?/(scale|bias)", "head_fixed"),
-    (r"decoder/(query_feat|query_embed|level_embed)", "head_fixed"),
-    (rf"(pixel_decoder|decoder)/(?!(.*/)?{NORM}(_\d)?/).*(kernel|bias)", "head"),
-    (r"pixel_decoder/level_embed", "head"),
-)
+# Module of the model -> its learning rate's group. config.optimizer.backbone_multiplier multiplies that of "backbone".
+RATE_GROUPS = {"backbone": "backbone", "pixel_decoder": "head", "decoder": "head"}
+
+# Name of a parameter -> whether AdamW decays it. Every parameter must match exactly one name: "norm/NAME" if it belongs
+# to a normalization layer, else NAME or MODULE/NAME.
+WEIGHT_DECAY = {
+    "kernel": True,
+    "bias": True,
+    "in_proj_kernel": True,  # of attention: query, key and value packed
+    "in_proj_bias": True,
+    "norm/scale": False,
+    "norm/bias": False,
+    "gamma": False,  # layer scale
+    "relative_position_bias": False,
+    "query_feat": False,
+    "query_embed": False,
+    "decoder/level_embed": False,
+    "pixel_decoder/level_embed": True,
+}
 
 # Prefixes of paths in the order in which a backward pass reaches their parameters.
 BACKWARD_ORDER = (
@@ -36,50 +44,65 @@ BACKWARD_ORDER = (
 
 
 def parameter_groups(params: Any) -> Any:
-    """The group of every parameter, a tree of names.
+    """The group of every parameter: "backbone" or "head", followed by "_fixed" where there is no weight decay.
+
+    Returns:
+      A tree of names like `params`.
 
     Raises:
-      ValueError: parameters that no rule matches, or more than one.
+      ValueError: parameters that match no rule, or more than one.
     """
     groups, problems = {}, []
     for path in flatten_dict(params, sep="/"):
-        matches = [group for pattern, group in GROUP_RULES if re.fullmatch(pattern, path)]
-        if len(matches) != 1:
-            problems.append(f"{path} ({' and '.join(matches) or 'no group'})")
-        groups[path] = matches[0] if matches else ""
+        rate_group = RATE_GROUPS.get(path.split("/")[0])
+        rules = [rule for rule in _names_of(path) if rule in WEIGHT_DECAY]
+        if rate_group is None or len(rules) != 1:
+            problems.append(f"{path} ({' and '.join(rules) or 'no rule'})")
+        else:
+            groups[path] = rate_group if WEIGHT_DECAY[rules[0]] else f"{rate_group}_fixed"
     if problems:
-        raise ValueError("each parameter needs exactly one rule of GROUP_RULES: " + ", ".join(problems))
+        raise ValueError(
+            f"each parameter needs a module of {' or '.join(RATE_GROUPS)} and exactly one rule of WEIGHT_DECAY in "
+            f"fasseg_jax/training/optimizer.py: {', '.join(problems)}"
+        )
     return unflatten_dict(groups, sep="/")
 
 
+def _names_of(path: str) -> list[str]:
+    """The names by which WEIGHT_DECAY may know a parameter."""
+    *modules, name = path.split("/")
+    module = modules[-1] if modules else ""
+    return [f"norm/{name}"] if "norm" in module else [name, f"{module}/{name}"]
+
+
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Polynomial decay without warm-up: rate of step t = 0, 1, ... is base * (1 - t / steps) ** power."""
+    """Polynomial decay without warm-up: the rate of step t = 0, 1, ... is base * (1 - t / steps) ** power."""
     return optax.polynomial_schedule(
         config.optimizer.learning_rate, 0.0, config.optimizer.poly_power, transition_steps=config.train.steps
     )
 
 
-def gradient_norm(gradients: Any) -> jax.Array:
+def gradient_norm(gradients: Any) -> Float[Array, ""]:
     """Euclidean norm of all gradients.
 
-    The squares are added up in the order in which a backward pass finds the gradients. XLA schedules a program from
-    its results: when the sum begins with the first layer, it takes the whole backward pass for that layer's gradient,
-    and puts off those of all others, for which it must keep the activations.
+    The squares are summed in the order in which a backward pass computes the gradients. XLA schedules a program from
+    its results: if the sum began with the first layer, XLA would run the whole backward pass for that layer's gradient
+    and put off the gradients of all other layers, whose activations it must keep until then.
     """
-    return optax.tree.norm(_backward_order(gradients))
+    return optax.tree.norm(_in_backward_order(gradients))
 
 
-def _backward_order(gradients: Any) -> list[jax.Array]:
-    def place(path):
+def _in_backward_order(gradients: Any) -> list[jax.Array]:
+    def order(path):
         numbers_as_such = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
         return -next(i for i, prefix in enumerate(BACKWARD_ORDER) if re.match(prefix, path)), numbers_as_such
 
-    flat = flatten_dict(gradients, sep="/")
-    return [flat[path] for path in sorted(flat, key=place, reverse=True)]
+    by_path = flatten_dict(gradients, sep="/")
+    return [by_path[path] for path in sorted(by_path, key=order, reverse=True)]
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """As optax's, with the norm of `gradient_norm`."""
+    """Optax's transformation of this name, with the order of `gradient_norm`."""
 
     def update(gradients, state, params=None):
         del params
@@ -90,16 +113,20 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
-    """The optimiser of `config.optimizer` for a tree like `params`.
+    """The optimizer of `config.optimizer` for a tree like `params`.
 
-    Gradients are clipped to a global norm before Adam sees them; at the recipe's 0.01 they are of the order of Adam's
+    Gradients are clipped to a global norm before Adam sees them. The recipe's 0.01 makes them about as small as Adam's
     epsilon, which therefore matters.
     """
     settings = config.optimizer
     groups = parameter_groups(params)
     decayed = jax.tree.map(lambda group: not group.endswith("_fixed"), groups)
-    multipliers = {"head": 1.0, "head_fixed": 1.0}
-    multipliers |= dict.fromkeys(("backbone", "backbone_fixed"), settings.backbone_multiplier)
+    multipliers = {
+        "head": 1.0,
+        "head_fixed": 1.0,
+        "backbone": settings.backbone_multiplier,
+        "backbone_fixed": settings.backbone_multiplier,
+    }
     return optax.chain(
         _clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(*settings.betas, eps=settings.eps),

@@ -1,6 +1,5 @@
 """The training state and one step of training: a pure function, compiled once for all devices."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,31 +9,37 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int32, Key, UInt8
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.preprocessing import normalize
-from fasseg_jax.losses.criterion import sharded_segmentation_loss
+from fasseg_jax.losses.criterion import LossTerms, sharded_segmentation_loss
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import FASeg
 from fasseg_jax.runtime.distributed import DATA, batch_sharding, replicated, state_shardings
 from fasseg_jax.training.optimizer import gradient_norm
 
-__all__ = ["Metrics", "NotFiniteError", "TrainState", "check_finite", "make_train_step"]
+__all__ = ["NotFiniteError", "StepMetrics", "TrainState", "check_finite", "make_train_step"]
+
+# (params, batch_stats, images, targets, key) -> gradients, (loss terms, new batch_stats)
+GradientFunction = Callable[
+    [Any, Any, UInt8[Array, "B H W 3"], Targets, Key[Array, ""]], tuple[Any, tuple[LossTerms, Any]]
+]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes.
+    """Everything that a step changes.
 
     Attributes:
-      step: () int32, steps done.
+      step: number of steps done.
       params: float32, whatever the dtype of the computation.
-      batch_stats: statistics of batch norm; empty without.
-      opt_state: of the optimiser.
-      ema_params: exponential moving average of `params`, or None if config.train.ema_decay is 0.
+      batch_stats: statistics of batch norm; empty if the model has none.
+      opt_state: state of the optimizer.
+      ema_params: exponential moving average of `params`; None if config.train.ema_decay is 0.
     """
 
-    step: jax.Array
+    step: Int32[Array, ""]
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -59,24 +64,33 @@ class TrainState:
 
 
 @flax.struct.dataclass
-class Metrics:
-    """Of one step; losses before their weights and summed over the L + 1 predictions, `loss` with weights."""
+class StepMetrics:
+    """The numbers of one step.
 
-    loss: jax.Array
-    class_loss: jax.Array
-    mask_loss: jax.Array
-    dice_loss: jax.Array
-    gradient_norm: jax.Array
-    non_finite_costs: jax.Array
+    Attributes:
+      loss: the weighted sum of the three losses over the L + 1 predictions.
+      class_loss: cross-entropy, summed over the predictions, without its weight.
+      mask_loss: binary cross-entropy of the masks, the same.
+      dice_loss: Dice loss of the masks, the same.
+      gradient_norm: of the whole model, before clipping.
+      non_finite_costs: matching costs that were NaN or infinite.
+    """
+
+    loss: Float[Array, ""]
+    class_loss: Float[Array, ""]
+    mask_loss: Float[Array, ""]
+    dice_loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    non_finite_costs: Int32[Array, ""]
 
 
 def make_train_step(
     config: ConfigDict, model: FASeg, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState
-) -> Callable[[TrainState, jax.Array, Targets], tuple[TrainState, Metrics]]:
-    """The jitted step `(state, images, targets) -> (state, metrics)`; the memory of the given state is reused.
+) -> jax.stages.Wrapped:
+    """The jitted step `(state, images, targets) -> (state, metrics)`. It reuses the memory of the given state.
 
-    Images are uint8 (B, H, W, 3). Gradients are means over `config.train.accumulation` parts of the batch, each with
-    the loss of its own images. The random numbers of a step follow from config.train.seed and its number alone.
+    Images are uint8 (B, H, W, 3). The gradients are means over `config.train.accumulation` parts of the batch, each
+    with the loss of its own images. The random numbers of a step depend only on config.train.seed and its number.
 
     Args:
       config: the whole configuration.
@@ -85,51 +99,20 @@ def make_train_step(
       mesh: images and targets are sharded over its axis.
       state: the state, or its shapes.
     """
-    loss_function = sharded_segmentation_loss(mesh, DATA, config.loss)
-    num_parts = config.train.accumulation
+    compute_gradients = _gradient_function(config, model, mesh)
+    if config.train.accumulation > 1:
+        compute_gradients = _accumulated(compute_gradients, config.train.accumulation)
 
-    @functools.partial(jax.grad, has_aux=True)
-    def gradient_function(params, batch_stats, images, targets, key):
-        drop_path_key, points_key = jax.random.split(key)
-        predictions, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            normalize(images),
-            train=True,
-            all_predictions="factored",
-            rngs={"dropout": drop_path_key},
-            mutable=["batch_stats"],
-        )
-        terms = loss_function(predictions, targets, points_key)
-        return terms.total, (terms, updates.get("batch_stats", {}))
-
-    def accumulated_gradients(params, batch_stats, images, targets, key):
-        # Every num_parts-th image, so that a part is spread over all devices: (B, ...) -> (parts, B / parts, ...)
-        split = lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
-        parts = (*jax.tree.map(split, (images, targets)), jax.random.split(key, num_parts))
-        first = jax.tree.map(lambda x: x[0], parts)
-        gradients, (terms, _) = jax.eval_shape(gradient_function, params, batch_stats, *first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, terms))
-
-        def add_part(carry, part):
-            total, batch_stats = carry
-            part_gradients, (part_terms, batch_stats) = gradient_function(params, batch_stats, *part)
-            return (jax.tree.map(jnp.add, total, (part_gradients, part_terms)), batch_stats), None
-
-        ((gradients, terms), batch_stats), _ = jax.lax.scan(add_part, (zeros, batch_stats), parts)
-        mean = lambda x: x / num_parts if jnp.issubdtype(x.dtype, jnp.floating) else x  # counts are summed
-        return jax.tree.map(mean, gradients), (jax.tree.map(mean, terms), batch_stats)
-
-    def step(state: TrainState, images: jax.Array, targets: Targets) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, images: UInt8[Array, "B H W 3"], targets: Targets) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        compute = gradient_function if num_parts == 1 else accumulated_gradients
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # deformable attention divides its work by it
-            gradients, (terms, batch_stats) = compute(state.params, state.batch_stats, images, targets, key)
+            gradients, (terms, batch_stats) = compute_gradients(state.params, state.batch_stats, images, targets, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - config.train.ema_decay)
-        metrics = Metrics(
+        metrics = StepMetrics(
             loss=terms.total,
             class_loss=terms.class_loss.sum(),
             mask_loss=terms.mask_loss.sum(),
@@ -139,7 +122,7 @@ def make_train_step(
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), metrics
 
-    # XLA for CPUs otherwise orders operations to run side by side, which takes more memory and saves no time.
+    # By default XLA for CPUs orders operations so that they can run side by side: more memory, and no less time.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if on_cpu else None
     shardings, batch = state_shardings(state, mesh, config.train.shard_parameters), batch_sharding(mesh)
@@ -152,20 +135,67 @@ def make_train_step(
     )
 
 
+def _gradient_function(config: ConfigDict, model: FASeg, mesh: Mesh) -> GradientFunction:
+    """Gradients of the loss of a whole batch."""
+    loss_function = sharded_segmentation_loss(mesh, DATA, config.loss)
+
+    def loss(params, batch_stats, images, targets, key):
+        drop_path_key, points_key = jax.random.split(key)
+        predictions, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalize(images),
+            train=True,
+            all_predictions="factored",
+            rngs={"dropout": drop_path_key},
+            mutable=["batch_stats"],
+        )
+        terms = loss_function(predictions, targets, points_key)
+        return terms.total, (terms, updates.get("batch_stats", {}))
+
+    return jax.grad(loss, has_aux=True)
+
+
+def _accumulated(compute_gradients: GradientFunction, num_parts: int) -> GradientFunction:
+    """Means of the gradients of `num_parts` parts of a batch, computed one after another to save memory."""
+
+    def split(x):
+        # Every num_parts-th image, so that each part is spread over all devices: (B, ...) -> (parts, B / parts, ...)
+        return x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def mean(total):
+        return total / num_parts if jnp.issubdtype(total.dtype, jnp.floating) else total  # counts are summed
+
+    def accumulated_gradients(params, batch_stats, images, targets, key):
+        parts = (*jax.tree.map(split, (images, targets)), jax.random.split(key, num_parts))
+        first_part = jax.tree.map(lambda x: x[0], parts)
+        gradients, (terms, _) = jax.eval_shape(compute_gradients, params, batch_stats, *first_part)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, terms))
+
+        def add_part(carry, part):
+            total, batch_stats = carry
+            part_gradients, (part_terms, batch_stats) = compute_gradients(params, batch_stats, *part)
+            return (jax.tree.map(jnp.add, total, (part_gradients, part_terms)), batch_stats), None
+
+        ((gradients, terms), batch_stats), _ = jax.lax.scan(add_part, (zeros, batch_stats), parts)
+        return jax.tree.map(mean, gradients), (jax.tree.map(mean, terms), batch_stats)
+
+    return accumulated_gradients
+
+
 class NotFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite."""
+    """A loss or a gradient is NaN or infinite."""
 
 
-def check_finite(step: int, metrics: Metrics, names: tuple[str, ...]) -> dict[str, float]:
-    """Wait for the metrics of a step; raise a `NotFiniteError` with all there is to know if one is not finite.
+def check_finite(step: int, metrics: StepMetrics, names: tuple[str, ...]) -> dict[str, float]:
+    """Wait for the metrics of a step and return them as numbers.
 
     Args:
-      step: its number, from 1.
+      step: number of the step, from 1.
       metrics: of the step.
-      names: of the samples of its batch (this host's).
+      names: of the samples of its batch, those of this host.
 
-    Returns:
-      The metrics as numbers.
+    Raises:
+      NotFiniteError: a metric is not finite; the message lists all metrics and samples.
     """
     values = {name: float(value) for name, value in vars(metrics).items()}
     wrong = [name for name, value in values.items() if not np.isfinite(value)]

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept and found."""
+"""Which checkpoints a run keeps, and which one it finds."""
 
 import shutil
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_best_is_kept_and_found_also_after_an_interruption(tmp_path):
 
 
 def test_a_checkpoint_is_whole_or_gone_while_it_is_removed(tmp_path, monkeypatch):
-    """A run that is killed as it deletes files must not leave a checkpoint that lacks them."""
+    """A run that is killed while it deletes files must not leave a checkpoint that lacks them."""
     run = open_run(tmp_path)
     save(run, (1, None), (2, None))
 

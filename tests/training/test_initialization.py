@@ -1,4 +1,4 @@
-"""What a training starts from."""
+"""Where a training starts from."""
 
 import jax
 import numpy as np

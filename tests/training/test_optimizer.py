@@ -29,8 +29,34 @@ def test_every_parameter_has_one_group(path):
 
 
 def test_unknown_parameters_are_refused():
-    with pytest.raises(ValueError, match=r"exactly one rule .*: decoder/new_table \(no group\)"):
+    with pytest.raises(ValueError, match=r"exactly one rule .*: decoder/new_table \(no rule\)"):
         parameter_groups({"decoder": {"new_table": 1, "query_feat": 1}})
+
+
+def test_modules_outside_of_the_model_are_refused():
+    with pytest.raises(ValueError, match=r"backbone or pixel_decoder or decoder .*: neck/conv/kernel"):
+        parameter_groups({"neck": {"conv": {"kernel": 1}}})
+
+
+def test_the_name_decides_in_a_backbone_of_any_kind():
+    """Layer scale (`gamma`) and norms of other names need no new rule."""
+    block = {"norm": {"scale": 1, "bias": 1}, "dwconv": {"kernel": 1, "bias": 1}, "gamma": 1}
+    groups = parameter_groups({"backbone": {"stage0_block0": block, "stem_norm": {"scale": 1}}})
+    assert groups["backbone"] == {
+        "stage0_block0": {
+            "norm": {"scale": "backbone_fixed", "bias": "backbone_fixed"},
+            "dwconv": {"kernel": "backbone", "bias": "backbone"},
+            "gamma": "backbone_fixed",
+        },
+        "stem_norm": {"scale": "backbone_fixed"},
+    }
+
+
+@pytest.mark.parametrize("name", ["norm/gamma", "attention/scale", "norm1/kernel"])
+def test_a_known_name_in_the_wrong_kind_of_module_is_refused(name):
+    module, leaf = name.split("/")
+    with pytest.raises(ValueError, match="no rule"):
+        parameter_groups({"backbone": {module: {leaf: 1}}})
 
 
 def test_updates():
@@ -91,7 +117,7 @@ def test_gradient_norm_is_that_of_all_gradients():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's scheduler for CPUs")
 def test_gradient_norm_lets_a_backward_pass_forget():
-    """With the sum in another order XLA keeps what the gradients of all layers are made of until the end."""
+    """If the sum began with the first layer, XLA would keep the activations of all layers until the end."""
     rows, width, layers = 2048, 64, 12
     params = {"backbone": {f"stage0_block{i}": {"fc2": jnp.ones((width, width))} for i in range(layers)}}
 

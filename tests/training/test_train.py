@@ -15,6 +15,8 @@ from fasseg_jax import Segmenter
 from fasseg_jax.weights.checkpoint import load_checkpoint
 from tests.helpers.training_runs import ROOT, command, environment, metrics, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
@@ -26,7 +28,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seconds(undisturbed, tmp_path_factory):
-    """What such a run takes when all is compiled."""
+    """How long such a run takes once everything is compiled."""
     begin = time.perf_counter()
     train(tmp_path_factory.mktemp("timed"), train__steps=12, train__checkpoint_every=3)
     return time.perf_counter() - begin
@@ -56,8 +58,8 @@ def test_a_run_leaves_what_it_says(undisturbed):
 def test_devices_processes_and_shards_agree(undisturbed, tmp_path):
     """One device, eight, eight with sharded parameters, and two processes.
 
-    The first two steps: rounding differs between layouts, and sooner or later it moves a sample across the border
-    between two pixels, where the gradient jumps.
+    Only the first two steps are compared: rounding differs between layouts, and sooner or later it moves a sample
+    across the border between two pixels, where the gradient jumps.
     """
     fields = {"train__steps": 12}
     train(tmp_path / "eight", devices=8, **fields)
@@ -79,8 +81,8 @@ def test_devices_processes_and_shards_agree(undisturbed, tmp_path):
             np.testing.assert_allclose(losses[step], expected[step], rtol=1e-5, err_msg=run)
 
 
-def test_killed_runs_go_on_bit_for_bit(undisturbed, seconds, tmp_path, request):
-    """SIGKILL at random moments; --kills sets how often. A run that ends before is compared, and another begun."""
+def test_killed_runs_resume_bit_for_bit(undisturbed, seconds, tmp_path, request):
+    """SIGKILL at random moments, --kills times. A run that ends before its kill is compared, and another one begins."""
     rng = random.Random(0)
     arguments = command(tmp_path, train__steps=12, train__checkpoint_every=3)
     kills = 0
@@ -118,9 +120,9 @@ def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
             break
     rest = process.stdout.read()
     assert process.wait(timeout=300) == 75
-    assert "The same command goes on from there" in rest
+    assert "The same command resumes the training" in rest
     again = train(tmp_path, train__steps=12, train__checkpoint_every=100)
-    assert "Going on after step" in again.stdout
+    assert "Resuming after step" in again.stdout
     assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
@@ -150,14 +152,14 @@ def test_corrupt_checkpoint(undisturbed, tmp_path):
             file.write_bytes(file.read_bytes()[:100])
     process = train(workdir, status=1, train__steps=12)
     assert "checkpoints/12: cannot be read" in process.stderr
-    assert "remove it to go on from step 9" in process.stderr
+    assert "remove it to resume from step 9" in process.stderr
     shutil.rmtree(workdir / "checkpoints" / "12")
     train(workdir, train__steps=12, train__checkpoint_every=3)
     assert_same_variables(workdir / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
 def test_full_disk(tmp_path):
-    """A limit on the size of files stands for it."""
+    """A limit on the size of files takes the place of a full disk."""
     limited = ["bash", "-c", 'ulimit -f 150 && exec "$@"', "bash"]  # 150 KiB
     process = subprocess.run(
         [*limited, *command(tmp_path, train__steps=12, train__checkpoint_every=1)],

@@ -1,4 +1,4 @@
-"""The jitted step: accumulation, averaging, precision, memory saving, no transfers."""
+"""The jitted step: accumulation, averaging, precision, rematerialization, no transfers."""
 
 import math
 import re
@@ -27,7 +27,7 @@ def config(tiny_config):
 
 
 def batch(size=4):
-    """Images and targets on the device; a class is a block of the picture."""
+    """Images and targets on the device; each class is a block of the image."""
     rng = np.random.default_rng(0)
     labels = np.kron(rng.integers(0, 3, (size, 2, 2)), np.ones((32, 32))).astype(np.uint8)
     classes = np.full((size, 4), -1, np.int32)
@@ -48,7 +48,7 @@ def start(config, optimizer=None):
 
 
 def keep_gradients():
-    """In place of an optimiser: parameters stay, the state holds the gradients."""
+    """Takes the place of an optimizer: parameters stay, the state holds the gradients."""
     zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
     return optax.GradientTransformation(zeros, lambda gradients, state, params: (zeros(gradients), gradients))
 
@@ -63,7 +63,7 @@ def relative_difference(one, other):
 
 
 def test_losses_fall_without_transfers(config):
-    """On one batch; once compiled, a step moves nothing between host and device."""
+    """On one batch. A compiled step moves nothing between host and device."""
     config.optimizer.learning_rate = 1e-3
     step, state = start(config)
     images, targets = batch()
@@ -96,7 +96,7 @@ def test_moving_average(config):
 
 
 def test_accumulation_is_the_mean_over_parts(config):
-    """With the parts' own random numbers, which are recomputed here."""
+    """Each part has its own random numbers, which this test computes again."""
     config.train.accumulation = 2
     step, state = start(config, keep_gradients())
     images, targets = batch()
@@ -117,7 +117,7 @@ def test_accumulation_is_the_mean_over_parts(config):
 
 
 def gradients_with_key(config, state, images, targets, key):
-    """Gradients and loss of some images, written out."""
+    """Gradients and loss of some images, without sharding or accumulation."""
     from fasseg_jax.data.preprocessing import normalize
     from fasseg_jax.losses.criterion import segmentation_loss
 
@@ -137,7 +137,7 @@ def gradients_with_key(config, state, images, targets, key):
 
 @pytest.mark.parametrize(("field", "value", "tolerance"), [("remat", True, 1e-5), ("dtype", "bfloat16", 0.15)])
 def test_variants_have_the_same_gradients(config, field, value, tolerance):
-    """Recomputing activations changes nothing but memory; bfloat16 keeps the direction."""
+    """Rematerialization changes only the memory; bfloat16 keeps the direction of the gradients."""
     images, targets = batch()
     gradients = []
     for variant in (config.model[field], value):
@@ -164,8 +164,9 @@ print(step.lower(state, *tests.batch(8)).compile().as_text())
 """
 
 
+@pytest.mark.slow
 def test_devices_exchange_gradients_and_nothing_else():
-    """On eight devices; images, features and masks stay where they are."""
+    """Of eight devices. Images, features and masks stay on theirs."""
     result = subprocess.run(
         [sys.executable, "-c", PRINT_STEP], cwd=ROOT, env=environment(8), capture_output=True, text=True, check=True
     )
