@@ -18,7 +18,8 @@ from scipy.optimize import linear_sum_assignment  # JAX itself needs SciPy
 
 from fasseg_jax.losses.points import SamplingPoints, point_counts
 from fasseg_jax.losses.targets import Targets
-from fasseg_jax.models.predictions import FactoredPredictions
+from fasseg_jax.models.predictions import FactoredPredictions, mask_product
+from fasseg_jax.ops.reference import sample_masks
 
 __all__ = ["choose_points", "mask_losses", "match", "match_all", "sample", "segmentation_loss"]
 
@@ -26,13 +27,8 @@ AnyArray = Array | np.ndarray
 
 
 def sample(image: Float[AnyArray, "h w"], points: Float[AnyArray, "P 2"]) -> Float[Array, "P"]:
-    """Bilinear samples at xy in [0, 1]: a sum over all pixels, weighted by a tent of one pixel's size at each point."""
-
-    def tent(position, length):  # (P,) -> (P, length)
-        return jnp.maximum(0, 1 - jnp.abs(position[:, None] * length - 0.5 - jnp.arange(length)))
-
-    height, width = image.shape
-    return jnp.einsum("py,yx,px->p", tent(points[:, 1], height), image, tent(points[:, 0], width))
+    """Bilinear samples of one mask at xy in [0, 1], zero outside."""
+    return sample_masks(jnp.asarray(image)[None], jnp.asarray(points)[None])[0]
 
 
 @jax.jit
@@ -83,7 +79,7 @@ def match_all(
     predictions: FactoredPredictions, targets: Targets, points: Float[AnyArray, "L1 B P 2"], config: ConfigDict
 ) -> Int[np.ndarray, "L1 B T"]:
     """The query of each target by each prediction, -1 for padding."""
-    mask_logits = predictions.mask_logits
+    mask_logits = _mask_logits(predictions)
     queries = np.full((len(points), *targets.classes.shape), -1)
     for prediction, image in np.ndindex(queries.shape[:2]):
         valid = targets.valid[image]
@@ -102,7 +98,7 @@ def choose_points(
     predictions: FactoredPredictions, queries: Int[np.ndarray, "L1 B T"], points: SamplingPoints, config: ConfigDict
 ) -> Float[np.ndarray, "L1 B T P 2"]:
     """The points of each pair: the oversampled ones where the logit is nearest to zero, and the uniform ones."""
-    mask_logits = predictions.mask_logits
+    mask_logits = _mask_logits(predictions)
     important = point_counts(config).important
     chosen = np.zeros((*queries.shape, config.num_points, 2), np.float32)
     for pair in zip(*np.nonzero(queries >= 0), strict=True):
@@ -121,7 +117,7 @@ def segmentation_loss(
     config: ConfigDict,
 ) -> Float[Array, ""]:
     """The loss of all predictions, for the given matches and points."""
-    mask_logits = predictions.mask_logits
+    mask_logits = _mask_logits(predictions)
     num_queries, no_object = predictions.class_logits.shape[2], predictions.class_logits.shape[3] - 1
     num_targets = max(1, targets.valid.sum())
     total = jnp.zeros(())
@@ -143,3 +139,7 @@ def segmentation_loss(
             weight_sum += weights.sum()
         total += config.class_weight * cross_entropy_sum / weight_sum
     return total
+
+
+def _mask_logits(predictions: FactoredPredictions) -> Float[Array, "L1 B Q h w"]:
+    return mask_product(jnp.asarray(predictions.mask_embeddings), jnp.asarray(predictions.mask_features))

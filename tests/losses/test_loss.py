@@ -36,9 +36,13 @@ def predictions_of(class_logits, mask_logits) -> FactoredPredictions:
     return FactoredPredictions(class_logits, mask_logits.reshape(*mask_logits.shape[:3], h * w), features)
 
 
+def mask_logits(predictions: FactoredPredictions) -> np.ndarray:
+    return np.asarray(jax.tree.map(jnp.asarray, predictions).mask_logits)
+
+
 def match_all(predictions, targets, points, config):
     """Costs, queries and number of non-finite costs of each prediction."""
-    masks = np.moveaxis(np.asarray(predictions.mask_logits), 2, -1)
+    masks = np.moveaxis(mask_logits(predictions), 2, -1)
     arguments = [jnp.asarray(x) for x in (predictions.class_logits, masks, points)]
 
     @jax.jit
@@ -168,13 +172,8 @@ def test_the_plain_version_agrees(num_targets, max_targets, num_queries, points_
     points = points_of_key(key, predictions, targets, config)
     queries = reference.match_all(predictions, targets, points.matching, config)
     chosen = reference.choose_points(predictions, queries, points, config)
-
-    @jax.jit
-    @jax.value_and_grad
-    def plain_loss(predictions):
-        return reference.segmentation_loss(predictions, targets, queries, chosen, config)
-
-    expected, expected_gradient = plain_loss(predictions)
+    plain_loss = jax.value_and_grad(reference.segmentation_loss)
+    expected, expected_gradient = plain_loss(predictions, targets, queries, chosen, config)
 
     if at_once == "as on a GPU":  # its choices, except for the kernels, which have their own tests
         take = lambda *arguments, default, rocm=None, **_: (rocm or default)(*arguments)
@@ -225,7 +224,7 @@ def test_nan_in_one_query_is_counted_and_the_others_are_matched():
     _, queries, non_finite_costs = match_all(predictions, targets, points, config)
     np.testing.assert_array_equal(non_finite_costs, [0, 3])  # one for each target of the image
     others = np.delete(np.arange(8), 5)
-    logits, masks = predictions.class_logits[1, 0, others], predictions.mask_logits[1, 0, others]
+    logits, masks = predictions.class_logits[1, 0, others], mask_logits(predictions)[1, 0, others]
     expected = reference.match(logits, masks, targets.labels[0], targets.classes[0, :3], points[1, 0], config)
     np.testing.assert_array_equal(queries[1, 0, :3], others[expected])
 
