@@ -68,7 +68,7 @@ def by_official_name(tree) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def run(golden):
-    """The same three steps by our program, from the official weights and from weights disturbed by 1e-7."""
+    """The same three steps by our program: what they found, and a function that repeats them from disturbed weights."""
     config = load_config("configs/ade20k.py:r50")
     config.loss.num_points = 256
     config.train.steps = 10
@@ -100,9 +100,15 @@ def run(golden):
             record["predictions"].append(predictions)
         return record | {"before": by_official_name(variables["params"]), "after": by_official_name(params)}
 
-    rng = np.random.default_rng(0)
-    disturb = lambda x: x * (1 + 1e-7 * rng.standard_normal(x.shape)).astype(np.float32)
-    return config, steps(variables["params"]), steps(jax.tree.map(disturb, variables["params"]))
+    def disturbed_steps(seed):
+        rng = np.random.default_rng(seed)
+
+        def disturb(x):
+            return x * (1 + 1e-7 * rng.standard_normal(x.shape)).astype(np.float32)
+
+        return steps(jax.tree.map(disturb, variables["params"]))
+
+    return config, steps(variables["params"]), disturbed_steps
 
 
 def test_groups_and_rates(golden, run):
@@ -152,6 +158,7 @@ def test_matches_and_losses(golden, run):
 # 8e-5 apart; with the other point the recorded losses are met to 1e-5. So the official program fell on the other side.
 NEAR_TIE = 8e-3  # of |logits|; the standard deviation of mask logits is 3 to 8
 EXCHANGES = 2  # in one prediction at most
+DISTURBANCES = 8  # one of a few suffices; which one does depends on rounding
 
 
 def mask_terms(golden, step: int, number: int, record):
@@ -203,14 +210,24 @@ def test_later_steps_agree_but_for_ties_of_points(golden, run, step, tolerance):
 
 
 def test_later_steps_amplify_rounding(run):
-    """Parameters disturbed by 1e-7 change single terms of the later steps as much as the two programs differ."""
-    _, record, disturbed = run
-    moved = [
+    """Some disturbances of 1e-7 change single terms of the later steps as much as the two programs differ."""
+    _, record, disturbed_steps = run
+    for seed in range(DISTURBANCES):
+        changes = relative_changes(disturbed_steps(seed), record)
+        print(changes)
+        assert changes[0] < 1e-5
+        assert max(changes) < 1e-2
+        if max(changes) > 5e-4:
+            return
+    pytest.fail(f"none of {DISTURBANCES} disturbances moved a point across a near-tie")
+
+
+def relative_changes(disturbed, record):
+    """The largest relative change of a mask or Dice loss in each step."""
+    return [
         np.max([np.abs(getattr(a, f"{kind}_loss") / getattr(b, f"{kind}_loss") - 1) for kind in ("mask", "dice")])
-        for a, b in zip(record["terms"], disturbed["terms"], strict=True)
+        for a, b in zip(disturbed["terms"], record["terms"], strict=True)
     ]
-    assert moved[0] < 1e-5
-    assert 5e-4 < max(moved) < 1e-2, moved
 
 
 def test_gradients(golden, run):
