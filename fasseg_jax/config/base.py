@@ -60,6 +60,9 @@ def base_config() -> ConfigDict:
             "dataset": "ade20k",
             "ignore_label": 255,  # label of ignored pixels, in label files and in training
             "reduce_zero_label": True,  # label files hold 0 for "other" and 1 to K: subtract one, and ignore 0
+            # What labels are drawn on if EXIF turns a photo: "viewer" (on what viewers and predict.py show), "stored"
+            # (on the pixels as stored), or "auto" (as the label map's size tells; if it fits both, as "viewer").
+            "label_orientation": "auto",
             "max_targets": 40,  # T, most classes in one training crop; more are an error (`--check` counts them)
             "num_threads": 8,  # that read and augment, one batch each; at most one per CPU core is useful
             "prefetch": 8,  # batches read ahead on the host

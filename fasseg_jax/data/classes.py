@@ -1,14 +1,24 @@
 """Class tables: the names and colors of a data set's classes, one CSV file per data set."""
 
+import codecs
 import csv
 import dataclasses
+import io
 from collections.abc import Iterable
 
 import numpy as np
 
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, require_regular_file
 
-__all__ = ["ClassTable", "DataError", "check_num_classes", "load_classes", "write_classes"]
+__all__ = [
+    "ClassTable",
+    "DataError",
+    "check_num_classes",
+    "is_number",
+    "load_classes",
+    "read_table_text",
+    "write_classes",
+]
 
 TABLES = Path(__file__).parent / "class_tables"
 
@@ -61,43 +71,72 @@ def load_classes(name: str) -> ClassTable:
 
     Raises:
       FileNotFoundError: there is no such table or file.
-      ValueError: the file is not a class table; the message names the line.
+      DataError: the file is not a class table; the message names the line.
     """
     file = Path(name) if name.endswith(".csv") else TABLES / f"{name}.csv"
-    if not file.is_file():
+    if not file.exists():
         known = ", ".join(sorted(table.stem for table in TABLES.glob("*.csv")))
         raise FileNotFoundError(f"no class table {name!r}: choose one of {known}, or give the path of a .csv file")
     names: list[str] = []
     palette: list[list[int]] = []
     label_ids: list[int] = []
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
+    reader = csv.DictReader(io.StringIO(read_table_text(file), newline=""))
+    try:
         absent = {"id", "r", "g", "b", "name"} - set(reader.fieldnames or ())
         if absent:
-            raise ValueError(f"{file}: the first row must name the columns id, r, g, b, name; absent: {sorted(absent)}")
+            raise DataError(f"{file}: the first row must name the columns id, r, g, b, name; absent: {sorted(absent)}")
         for row in reader:
             line = f"{file}, line {reader.line_num}"
             names.append(_class_name(row, line, len(names)))
             palette.append(_numbers(row, "rgb", line, largest=255))
             if "label_id" in row:
                 label_ids += _numbers(row, ["label_id"], line, largest=65535)
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: is no CSV ({error}); write it as text again") from error
     if not names:
-        raise ValueError(f"{file}: holds no classes")
+        raise DataError(f"{file}: holds no classes")
     return ClassTable(tuple(names), np.array(palette, np.uint8), tuple(label_ids) or None)
+
+
+def read_table_text(file: Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+      DataError: the file cannot be read, or is in another encoding.
+    """
+    try:
+        require_regular_file(file)
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}, line {line}: is no UTF-8 text; save the file in UTF-8") from error
+    if "\0" in text:
+        raise DataError(f"{file}: is no UTF-8 text (it holds zero bytes); save the file in UTF-8")
+    return text
+
+
+def is_number(text: str, largest: int) -> bool:
+    """Whether a text is a whole number from 0 to `largest`."""
+    return text.isdecimal() and len(text) <= 9 and int(text) <= largest
 
 
 def _class_name(row: dict[str, str], line: str, expected_id: int) -> str:
     if row["id"] != str(expected_id):
-        raise ValueError(f"{line}: expected id {expected_id} (ids run from 0 without gaps), got {row['id']!r}")
+        raise DataError(f"{line}: expected id {expected_id} (ids run from 0 without gaps), got {row['id']!r}")
     if not row["name"]:
-        raise ValueError(f"{line}: the class has no name")
+        raise DataError(f"{line}: the class has no name")
     return row["name"]
 
 
 def _numbers(row: dict[str, str], columns: Iterable[str], line: str, largest: int) -> list[int]:
     texts = [row[column] or "" for column in columns]
-    if not all(text.isdecimal() and int(text) <= largest for text in texts):
-        raise ValueError(
+    if not all(is_number(text, largest) for text in texts):
+        raise DataError(
             f"{line}: {', '.join(columns)} must be whole numbers from 0 to {largest}, got {', '.join(texts)}"
         )
     return [int(text) for text in texts]

@@ -1,21 +1,49 @@
 """Opens photos of any kind, and finds them in folders."""
 
+import contextlib
 import dataclasses
 import os
+import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
-from fasseg_jax.runtime.files import Path, list_files
+from fasseg_jax.runtime.files import Path, list_files, require_regular_file
 
-__all__ = ["MAX_PIXELS", "PHOTO_EXTENSIONS", "PhotoError", "PhotoList", "list_photos", "open_photo", "output_names"]
+__all__ = [
+    "MAX_PIXELS",
+    "PHOTO_EXTENSIONS",
+    "PhotoError",
+    "PhotoList",
+    "as_stored",
+    "list_photos",
+    "load_upright",
+    "open_image",
+    "open_photo",
+    "output_names",
+    "reason",
+    "to_rgb",
+]
 
 PHOTO_EXTENSIONS = frozenset(
     [".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
 )  # that a search in folders looks for; a file given by name may have any extension
+
+ORIENTATION = 0x0112  # the EXIF tag
+TURN = {  # its values, and how a viewer turns the stored pixels
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+UNDO = TURN | {6: TURN[8], 8: TURN[6]}  # the others are their own inverses
 
 MAX_PIXELS = 400_000_000  # larger files are refused: they may be made to exhaust memory when decompressed
 
@@ -45,30 +73,86 @@ def open_photo(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
       uint8 RGB, (H, W, 3).
 
     Raises:
-      PhotoError: the file is missing, damaged, too large, or no image.
+      PhotoError: the file is missing, damaged, too large, a pipe or a device, or no image.
     """
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above this value and refuses above twice as much
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return np.array(to_rgb(_upright(image), image.format))
-    except Image.DecompressionBombError:
-        raise PhotoError(f"{path}: more than {MAX_PIXELS // 10**6} million pixels; scale it down first") from None
-    except Image.UnidentifiedImageError:
-        raise PhotoError(f"{path}: not a picture in a format that Pillow reads") from None
+        with open_image(path) as image:
+            return np.array(to_rgb(load_upright(image)[0], image.format))
     except Exception as error:  # decoders raise nearly anything for a damaged file
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PhotoError(f"{path}: {reason}") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        raise PhotoError(f"{path}: {reason(error)}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # raises what is wrong with the pixels
+@contextlib.contextmanager
+def open_image(file: str | os.PathLike | IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image with at most `MAX_PIXELS`, in place of Pillow's own limit; several threads may do so at once.
+
+    Raises:
+      PhotoError: the image has more pixels.
+      Exception: nearly any, if the file is no image; `reason` says why.
+    """
+    if isinstance(file, str | os.PathLike):
+        require_regular_file(Path(file))
+    with _LIMIT, _LIMIT.open(file) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise PhotoError(f"more than {MAX_PIXELS // 10**6} million pixels; scale it down first")
+        yield image
+
+
+class _PillowLimit:
+    """Holds Pillow's global limit at `MAX_PIXELS` as long as any thread reads an image."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._default = Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._readers:
+                self._default = Image.MAX_IMAGE_PIXELS
+                Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+            self._readers += 1
+
+    def __exit__(self, *_) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                Image.MAX_IMAGE_PIXELS = self._default
+
+    def open(self, file: str | os.PathLike | IO[bytes]) -> Image.Image:
+        # Filters of warnings are global too. Pillow warns of images that `open_image` refuses, and refuses larger ones.
+        with self._lock, warnings.catch_warnings(action="ignore"):
+            try:
+                return Image.open(file)
+            except Image.DecompressionBombError:
+                raise PhotoError(f"more than {MAX_PIXELS // 10**6} million pixels; scale it down first") from None
+
+
+_LIMIT = _PillowLimit()
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in a few words."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture in a format that Pillow reads"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def load_upright(image: Image.Image) -> tuple[Image.Image, int]:
+    """Decode an opened image; returns it as a viewer shows it, and its EXIF orientation (1 if nothing is turned)."""
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF data raise nearly anything; viewers show such a photo as stored
-        return image
+        orientation = 1
+    image.load()  # raises what is wrong with the pixels; Pillow turns a TIFF here
+    if orientation not in TURN:
+        return image, 1
+    return image if image.format == "TIFF" else image.transpose(TURN[orientation]), orientation
+
+
+def as_stored(upright: Image.Image, orientation: int) -> Image.Image:
+    """Undo what `load_upright` did."""
+    return upright.transpose(UNDO[orientation]) if orientation in UNDO else upright
 
 
 def to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
@@ -83,7 +167,7 @@ def to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
         # 16-bit gray is "I;16" in most formats and "I" in netpbm.
         sixteen_bit = image.mode.startswith("I;16") or file_format == "PPM"
         black, white = (0, 65535) if sixteen_bit else (values.min(), values.max())
-        values = (values - black) * (255 / max(white - black, np.finfo(float).tiny))
+        values = (values - black) * (255 / (white - black) if white > black else 0)
         image = Image.fromarray((values + 0.5).astype(np.uint8))
     return image.convert("RGB")
 

@@ -1,15 +1,19 @@
 """What every source of data gives: samples, by index."""
 
 import dataclasses
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from fasseg_jax.data.classes import ClassTable
 
-__all__ = ["SPLITS", "Sample", "Source"]
+__all__ = ["SPLITS", "Orientation", "Sample", "Source"]
 
 SPLITS = ("training", "validation")
+
+# How labels lie on a photo: on what a viewer shows, on the stored pixels, or either, because both have the label map's
+# size; "none" if the photo has no EXIF orientation, so that they are the same.
+Orientation = Literal["none", "viewer", "stored", "either"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +25,13 @@ class Sample:
       labels: (H, W) class ids 0 to K - 1, or the configuration's ignore label. uint8, or uint16 if the ignore label
         exceeds 255.
       name: names the sample in messages, usually the path of its photo.
+      orientation: how the labels lie on the photo.
     """
 
     image: np.ndarray
     labels: np.ndarray
     name: str
+    orientation: Orientation = "none"
 
 
 class Source(Protocol):

@@ -66,7 +66,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
                     "name": tfds.features.Text(),
                 }
             ),
-            metadata=tfds.core.MetadataDict(ignore_label=self._ignore_label, classes=list(classes.names)),
+            metadata=tfds.core.MetadataDict(
+                ignore_label=self._ignore_label,
+                classes=list(classes.names),
+                label_orientation=self._sources["training"].label_orientation,
+            ),
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
@@ -75,7 +79,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, source: FolderSource) -> Iterator:
         for index in range(len(source)):
             photo, labels, name, labels_name = source.read(index)
-            decode_sample(photo, labels, name, labels_name)  # fails now, rather than in training
+            decode_sample(
+                photo, labels, name, labels_name, source.label_orientation
+            )  # fails now, rather than in training
             yield (
                 index,
                 {"image": photo, "labels": encode_labels(labels), "name": str(Path(name).relative_to(self._root))},

@@ -5,13 +5,14 @@ The package takes `Path` from here, finds files by `list_files`, and writes what
 """
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["Path", "list_files", "write_atomically"]
+__all__ = ["Path", "list_files", "require_regular_file", "write_atomically"]
 
 
 @contextlib.contextmanager
@@ -36,6 +37,12 @@ def write_atomically(path: Path) -> Iterator[Path]:
         partial = Path(folder, path.name)
         yield partial
         partial.replace(path)
+
+
+def require_regular_file(path: Path) -> None:
+    """Raise an `OSError` for pipes, sockets and devices, which reading may never end; others raise when opened."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
 
 
 def list_files(folder: Path, exclude: Path | None = None) -> list[Path]:

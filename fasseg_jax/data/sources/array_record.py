@@ -4,7 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable, DataError
-from fasseg_jax.data.labels import decode_labels, decode_sample, file_ids
+from fasseg_jax.data.labels import check_ignore_label, decode_labels, decode_sample, file_ids
 from fasseg_jax.data.samples import Sample
 from fasseg_jax.data.sources.folder import data_root, file_version
 from fasseg_jax.runtime.files import Path
@@ -15,7 +15,15 @@ __all__ = ["PreparedSource", "open_prepared"]
 class PreparedSource:
     """Samples from a folder of array_record files; see `Source`."""
 
-    def __init__(self, root: Path, split: str, classes: ClassTable, ignore_label: int, file_ids: np.ndarray):
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        classes: ClassTable,
+        ignore_label: int,
+        file_ids: np.ndarray,
+        label_orientation: str = "auto",
+    ):
         """Open a prepared folder.
 
         Args:
@@ -24,6 +32,7 @@ class PreparedSource:
           classes: must be those of the preparation, and so must `ignore_label`.
           ignore_label: label of ignored pixels.
           file_ids: see `Source`.
+          label_orientation: `config.data.label_orientation`, for data whose preparation did not note its own.
 
         Raises:
           DataError: the folder was not prepared, or with other classes or another ignore label.
@@ -45,6 +54,7 @@ class PreparedSource:
         self.classes = classes
         self.file_ids = file_ids
         self.problems: tuple[str, ...] = ()
+        self._label_orientation = prepared.get("label_orientation", label_orientation)
         self._examples = builder.as_data_source(split, decoders=as_stored)
         self._version = f"{root} {split} {file_version(root / 'dataset_info.json')}"
 
@@ -55,7 +65,7 @@ class PreparedSource:
         example = self._examples[index]
         name = example["name"].decode()
         labels = decode_labels(example["labels"], f"the label map of {name}")
-        return decode_sample(example["image"], labels, name, "in the same record")
+        return decode_sample(example["image"], labels, name, "in the same record", self._label_orientation)
 
     def version(self, index: int) -> str:
         """The version of the whole data set, which is written at once, and the index."""
@@ -64,4 +74,7 @@ class PreparedSource:
 
 def open_prepared(data: ConfigDict, split: str, classes: ClassTable) -> PreparedSource:
     """Open a split of the folder `data.root`, which `fasseg_jax.data.tfds.prepare` wrote."""
-    return PreparedSource(data_root(data), split, classes, data.ignore_label, file_ids(data, classes))
+    check_ignore_label(len(classes), data.ignore_label)
+    return PreparedSource(
+        data_root(data), split, classes, data.ignore_label, file_ids(data, classes), data.label_orientation
+    )

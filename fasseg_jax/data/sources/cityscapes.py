@@ -36,7 +36,7 @@ def open_cityscapes(data: ConfigDict, split: str, classes: ClassTable) -> Folder
     table = label_table(len(classes), data.ignore_label)
     if ending == LABEL_IDS:
         table = _label_id_table(label_ids, data.ignore_label)
-    return FolderSource(pair_files(photos, label_maps), classes, table, label_ids)
+    return FolderSource(pair_files(photos, label_maps), classes, table, label_ids, data.label_orientation)
 
 
 def _label_id_table(label_ids: np.ndarray, ignore_label: int) -> np.ndarray:

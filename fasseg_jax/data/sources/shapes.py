@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable, DataError, load_classes
-from fasseg_jax.data.labels import label_dtype
+from fasseg_jax.data.labels import check_ignore_label, label_dtype
 from fasseg_jax.data.samples import SPLITS, Sample
 
 __all__ = ["ShapesSource", "open_shapes", "signed_distance"]
@@ -50,9 +50,10 @@ class ShapesSource:
 
 
 def open_shapes(data: ConfigDict, split: str, classes: ClassTable) -> ShapesSource:
-    """Make a split as `data.shapes` describes it; a `DataError` if `classes` are not those of the table "shapes"."""
+    """Make a split as `data.shapes` describes it; a `DataError` if `classes` or `ignore_label` do not fit."""
     if classes.names != load_classes("shapes").names:
         raise DataError('the source "shapes" needs config.data.dataset = "shapes"')
+    check_ignore_label(len(classes), data.ignore_label)
     return ShapesSource(split, data.shapes[split], data.shapes.size, classes, data.ignore_label)
 
 
