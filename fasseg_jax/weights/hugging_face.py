@@ -16,6 +16,7 @@ from fasseg_jax.config import flat_fields
 from fasseg_jax.data.classes import ClassTable, load_classes
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.weights.hugging_face_config import describe_model, describe_preprocessing, read_configuration
+from fasseg_jax.weights.safe_pickle import shorten
 from fasseg_jax.weights.state_dict import to_state_dict
 from fasseg_jax.weights.torch_files import read_state_dict, write_state_dict
 
@@ -70,7 +71,6 @@ def read_hugging_face(folder: str | Path) -> HuggingFaceModel:
 
     Raises:
       FileNotFoundError: a file is missing.
-      ImportError: the weights are a .bin file, and PyTorch is not installed.
       ValueError: the folder holds another model, the architecture is not supported (the message lists each field), or
         a file is damaged.
     """
@@ -145,8 +145,8 @@ def _unused(state_dict: dict[str, np.ndarray], config: ConfigDict) -> dict[str, 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: damaged or not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: damaged or not JSON ({shorten(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: holds a {type(content).__name__}, not an object of fields")
     return content
@@ -156,21 +156,10 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
     for name in WEIGHTS:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return _read_shards(index)
+            return read_state_dict(index)
         if (folder / name).is_file():
             return read_state_dict(folder / name)
     raise FileNotFoundError(f"{folder}: holds no {' or '.join(WEIGHTS)}")
-
-
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    file_of = _read_json(index).get("weight_map")
-    # Only files beside the index: a name with a folder in it could point anywhere.
-    if not isinstance(file_of, dict) or any(Path(str(file)).name != file for file in file_of.values()):
-        raise ValueError(f"{index}: has no weight_map from names to files beside it; download it again")
-    shards = {file: read_state_dict(index.parent / file) for file in sorted(set(file_of.values()))}
-    if lost := [name for name, file in file_of.items() if name not in shards[file]]:
-        raise ValueError(f"{index}: {len(lost)} of the weights are not in the files, {lost[0]} in {file_of[lost[0]]}")
-    return {name: shards[file][name] for name, file in file_of.items()}
 
 
 def _class_table(names: list[str]) -> tuple[ClassTable, str]:

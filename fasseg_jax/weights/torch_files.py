@@ -1,15 +1,17 @@
 """Reads and writes files of PyTorch weights. No file is trusted: code in a file is never executed.
 
-.pth, .pt, .bin torch.load(weights_only=True), memory-mapped if the format allows it; needs PyTorch
-.pkl            Detectron2's plain pickles; the unpickler knows only arrays, tensors and containers
-.safetensors    the safetensors package
+.pth, .pt, .bin, .pkl, .ckpt, .pth.tar  PyTorch's zip files and its older format, Detectron2's plain pickles, whichever
+                                        the content is; the unpickler knows only arrays, tensors and containers
+.safetensors                            the safetensors package
+.index.json                             names the files (shards) that hold the weights together
+
+Reading needs no PyTorch.
 """
 
 import collections
-import io
+import json
+import logging
 import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +19,25 @@ import ml_dtypes
 import numpy as np
 
 from fasseg_jax.runtime.files import Path, write_atomically
-from fasseg_jax.weights.safe_pickle import HARMLESS, PickledArray, RefusedError
+from fasseg_jax.weights.safe_pickle import RefusedError, shorten
+from fasseg_jax.weights.stand_ins import PickledArray, Tensor
+from fasseg_jax.weights.torch_format import read_pickle_file, read_zip_file
 
 __all__ = ["read_state_dict", "write_state_dict"]
+
+ENDINGS = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".ckpt", ".pth.tar", ".index.json")
+
+# Entries of a trainer's checkpoint that hold the state dict, in order of preference; they may be nested once.
+CONTAINERS = ("model", "state_dict", "model_state_dict", "net", "params", "ema", "model_ema", "module")
+
+# safetensors' names of the dtypes that NumPy and ml_dtypes have.
+SAFETENSORS_DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64"}
+
+# Arrays may share memory in the file, which they no longer do as float32.
+MAX_GROWTH = 3
+SMALL_FILE = 1 << 20
+
+logger = logging.getLogger(__name__)
 
 # The versions of the official modules, as PyTorch stores them. Without them the official programs take the names for
 # those of an old MaskFormer, rename them, and leave the pixel decoder at its random values.
@@ -30,33 +48,29 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Read the weights of a file; code in it is never executed.
 
     Args:
-      path: a .pth, .pt, .bin, .pkl or .safetensors file: a state dict, or a dictionary with one under "model" or
-        "state_dict" and whatever else a trainer stored.
+      path: a file with one of `ENDINGS`, upper or lower case: a state dict, or a dictionary with one under one of
+        `CONTAINERS` and whatever else a trainer stored.
 
     Returns:
-      {PyTorch name: array} in the file's dtypes, except that bfloat16 becomes float32. Arrays of a .pth file are views
-      of the mapped file if possible, so only those in use take memory.
+      {PyTorch name: array} in the file's dtypes, except that bfloat16 becomes float32. Arrays of a .pth file are
+      read-only views of the mapped file, so only those in use take memory.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ImportError: the file is a .pth or .pt file (or a .pkl with tensors), and PyTorch is not installed.
       ValueError: the file is damaged, of another kind, holds more than data, or holds no weights. The message names
         the file and says what to do.
     """
     path = Path(path)
-    readers = {
-        ".pth": _read_torch,
-        ".pt": _read_torch,
-        ".bin": _read_torch,
-        ".pkl": _read_pickle,
-        ".safetensors": _read_safetensors,
-    }
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix not in readers:
-        raise ValueError(f"{path}: weights are read from {', '.join(readers)} files; this is another kind")
+        raise FileNotFoundError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    name = path.name.lower()
+    if not name.endswith(ENDINGS):
+        raise ValueError(f"{path}: weights are read from {', '.join(ENDINGS)} files; this is another kind")
     _refuse_failed_downloads(path)
-    return _state_dict_in(readers[path.suffix](path), path)
+    if name.endswith(".index.json"):
+        return _read_shards(path)
+    content = _read_safetensors(path) if name.endswith(".safetensors") else _read_pickle(path)
+    return _state_dict_in(content, path)
 
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], overwrite: bool = False) -> None:
@@ -91,7 +105,13 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
 
 
 def _save_pth(state_dict: Mapping[str, np.ndarray], file: Path) -> None:
-    torch = _import_torch(file)
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            f"{file.name}: PyTorch is needed to write a .pth file; write a .safetensors file, or install PyTorch with\n"
+            "  pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        ) from None
     # Copy read-only arrays, such as those of JAX: PyTorch warns if it shares their memory.
     tensors = collections.OrderedDict(
         (name, torch.from_numpy(np.require(array, requirements="W"))) for name, array in state_dict.items()
@@ -120,129 +140,110 @@ def _state_dict_in(content: Any, path: Path) -> dict[str, np.ndarray]:
                 f"{path}: Caffe-style (MSRA) ResNet weights, made for BGR images and strides in the 1x1 "
                 "convolutions; use torchvision's ResNet weights, as a .pth or as Detectron2's torchvision/R-*.pkl"
             )
-        for entry in ("model", "state_dict"):
-            if isinstance(content.get(entry), Mapping):
-                content = content[entry]
-                break
+        content = _unpack(_unpack(content, path), path)
     if not isinstance(content, Mapping) or not content:
         raise ValueError(
-            f"{path}: holds no weights; expected a state dict or a dictionary with one under 'model' or 'state_dict'"
+            f"{path}: holds no weights; expected a state dict or a dictionary with one under 'model' or "
+            f"{', '.join(map(repr, CONTAINERS[1:-1]))} or {CONTAINERS[-1]!r}"
         )
-    arrays = {}
-    for name in list(content):
-        value = _as_array(content[name])
-        if not isinstance(name, str) or value is None:
+    arrays: dict[str, np.ndarray] = {}
+    left = MAX_GROWTH * max(path.stat().st_size, SMALL_FILE)
+    for name, entry in content.items():
+        try:
+            view = _view(entry)
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged: {shorten(name)}: {error}; download it again") from error
+        if not isinstance(name, str) or view is None:
+            kind = f"{type(entry).__name__}, not an array"
+            if isinstance(entry, Tensor):
+                kind = f"{type(entry).__name__}, not an array of a kind that is read ({entry.kind}); save it as float32"
+            raise ValueError(f"{path}: the entry {shorten(repr(name))} of the state dict is a {kind}")
+        is_bfloat16 = view.dtype == ml_dtypes.bfloat16
+        left -= view.nbytes * (2 if is_bfloat16 else 1)
+        if left < 0:
             raise ValueError(
-                f"{path}: the entry {name!r} of the state dict is a {type(content[name]).__name__}, not an array"
+                f"{path}: the weights are more than {MAX_GROWTH} times larger than the file, because they repeat or "
+                "share its numbers; save a state dict of contiguous tensors"
             )
-        arrays[name] = value
+        # NumPy lacks bfloat16; float32 represents all its numbers exactly.
+        arrays[name] = view.astype(np.float32) if is_bfloat16 else view
     return arrays
 
 
-def _as_array(value: Any) -> np.ndarray | None:
+def _unpack(content: Mapping, path: Path) -> Mapping:
+    """What the first of `CONTAINERS` holds; the content itself if there is none."""
+    found = [entry for entry in CONTAINERS if isinstance(content.get(entry), Mapping) and content[entry]]
+    if not found:
+        return content
+    if len(found) > 1:
+        logger.warning("%s: holds weights under %s; those under %r are read.", path, " and ".join(found), found[0])
+    return content[found[0]]
+
+
+def _view(value: Any) -> np.ndarray | None:
     """A NumPy array from any representation of an array in the files; None for anything else."""
     if isinstance(value, PickledArray):
         return value.array
-    if isinstance(value, np.ndarray | np.generic):
-        return np.asarray(value, np.float32 if value.dtype == ml_dtypes.bfloat16 else None)
-    if hasattr(value, "detach"):  # a tensor; PyTorch is optional, so its class cannot be named here
-        value = value.detach()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy lacks it; float32 represents all its numbers exactly
-            value = value.float()
-        try:
-            return value.numpy()
-        except (TypeError, RuntimeError):  # sparse or quantized
-            return None
-    return None
+    if isinstance(value, Tensor):
+        return None if value.kind else value.array()
+    return np.asarray(value) if isinstance(value, np.ndarray | np.generic) else None
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, safe_open
 
+    arrays = {}
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in SAFETENSORS_DTYPES:
+                    raise ValueError(
+                        f"{path}: {shorten(name)} has {dtype} numbers, which are not read; save it as float32"
+                    )
+                arrays[name] = file.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file ({error}); download it again") from error
+        raise ValueError(f"{path}: damaged or not a safetensors file ({shorten(error)}); download it again") from error
+    return arrays
 
 
-def _import_torch(path: Path) -> Any:
-    needed = ImportError(
-        f"{path}: PyTorch 2.10 or newer is needed for this file; install it with\n"
-        '  pip install "torch>=2.10" --index-url https://download.pytorch.org/whl/cpu'
-    )
+def _is_shard(file: Any) -> bool:
+    return isinstance(file, str) and Path(file).name == file and not file.lower().endswith(".index.json")
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    """The weights of all files that an index names."""
     try:
-        import torch
-    except ImportError:
-        raise needed from None
-    # In earlier versions a malicious file can execute code in spite of weights_only=True (CVE-2025-32434 before 2.6,
-    # CVE-2026-24747 before 2.10).
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
-        raise needed
-    return torch
-
-
-def _read_torch(path: Path) -> Any:
-    torch = _import_torch(path)
-    with path.open("rb") as file:
-        zip_begins = file.read(4) == b"PK\x03\x04"
-    # A zip file has its directory at the end, so a file that is cut short still begins like one.
-    zip_complete = zipfile.is_zipfile(path)
-    if zip_begins and not zip_complete:
-        raise ValueError(f"{path}: the file is cut short; download it again")
-    try:
-        # Trainers store NumPy numbers beside the weights.
-        with torch.serialization.safe_globals([(value, name) for name, value in HARMLESS.items()]):
-            # Only the zip format, which PyTorch writes since version 1.6, can be memory-mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zip_complete)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise _unreadable(path, error) from error
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Unpickles only data: it refuses every other name in a file, before anything is called."""
-
-    def __init__(self, file: io.BufferedReader, path: Path):
-        super().__init__(file, encoding="latin1")  # for arrays that Python 2 pickled
-        self.path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        full_name = f"{module}.{name}"
-        if full_name in HARMLESS:
-            return HARMLESS[full_name]
-        if full_name == "torch._utils._rebuild_tensor_v2":
-            return _import_torch(self.path)._utils._rebuild_tensor_v2  # weights_only=True allows it as well
-        if full_name == "torch.storage._load_from_bytes":
-            # PyTorch's own function of this name would unpickle the bytes without restrictions.
-            _import_torch(self.path)
-            return _load_storage
-        raise RefusedError(full_name)
-
-
-def _load_storage(content: bytes) -> Any:
-    import torch
-
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{index}: damaged or not JSON ({shorten(error)})") from error
+    file_of = content.get("weight_map") if isinstance(content, dict) else None
+    # Only files beside the index: a name with a folder in it could point anywhere.
+    if not isinstance(file_of, dict) or any(
+        not isinstance(file, str) or Path(file).name != file or file.endswith(".index.json")
+        for file in file_of.values()
+    ):
+        raise ValueError(f"{index}: has no weight_map from names to files beside it; download it again")
+    shards = {file: read_state_dict(index.parent / file) for file in sorted(set(file_of.values()))}
+    if lost := [name for name, file in file_of.items() if name not in shards[file]]:
+        raise ValueError(
+            f"{index}: {len(lost)} of the weights are not in the files, {shorten(lost[0])} in {file_of[lost[0]]}"
+        )
+    return {name: shards[file][name] for name, file in file_of.items()}
 
 
 def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        zip_begins = file.read(4) == b"PK\x03\x04"
     try:
-        with path.open("rb") as file:
-            return _DataUnpickler(file, path).load()
-    except ImportError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    """The error for a file that cannot be unpickled. It leaves out PyTorch's advice to trust the file."""
-    refused = [str(error)] if isinstance(error, RefusedError) else re.findall(r"(?:GLOBAL|global) (\S+)", str(error))
-    if refused:
-        return ValueError(
-            f"{path}: refused, because it holds more than weights: it asks for {refused[0]!r}, and code in weight "
+        return read_zip_file(path) if zip_begins else read_pickle_file(path)
+    except RefusedError as error:
+        raise ValueError(
+            f"{path}: refused, because it holds more than weights: it asks for {str(error)!r}, and code in weight "
             "files is never executed. If you trust the file, save only its state dict with the program it comes from."
-        )
-    lines = re.findall(r"WeightsUnpickler error:\s*(.+)", str(error)) or str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    return ValueError(f"{path}: damaged, cut short or not a file of weights ({reason}); download it again")
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = shorten(error, 200) if type(error) in (ValueError, pickle.UnpicklingError) else type(error).__name__
+        raise ValueError(
+            f"{path}: damaged, cut short or not a file of weights ({reason}); download it again"
+        ) from error

@@ -221,17 +221,15 @@ def test_other_files(tmp_path):
         read_state_dict(tmp_path / "weights.onnx")
 
 
-@pytest.mark.parametrize("version", [None, "2.9.1"])
-def test_without_a_safe_pytorch(tmp_path, monkeypatch, version):
+def test_without_pytorch(tmp_path, monkeypatch):
     torch.save(WEIGHTS, tmp_path / "weights.pth")
+    torch.save(WEIGHTS, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "weights.pkl").write_bytes(pickle.dumps(WEIGHTS))
-    if version is None:
-        monkeypatch.setitem(__import__("sys").modules, "torch", None)  # as if it were not installed
-    else:
-        monkeypatch.setattr(torch, "__version__", version)
-    for name in ("weights.pth", "weights.pkl"):
-        with pytest.raises(ImportError, match=f"{name}: PyTorch 2.10 or newer is needed .*\n.*pip install"):
-            read_state_dict(tmp_path / name)
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)  # as if it were not installed
+    for name in ("weights.pth", "old.pth", "weights.pkl"):
+        assert_weights(read_state_dict(tmp_path / name))
+    with pytest.raises(ImportError, match=r"written.pth: PyTorch is needed to write a .pth file; .*\n.*pip install"):
+        write_state_dict(tmp_path / "written.pth", OF_VERSION_2)
 
 
 class Versioned(torch.nn.Module):
