@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fasseg_jax.config import load_config, resnet, swin
-from fasseg_jax.models.fasseg import build_model
+from fasseg_jax.models.fasseg import FASeg, build_model
 
 # Five decoder layers are one round of the scales (strides 32, 16, 8, HRCA) and the layer after it.
 TINY_MODEL = {
@@ -54,6 +54,20 @@ def tiny_model() -> tuple[ConfigDict, dict]:
     # Without this, one class wins everywhere.
     decoder["class_embed"]["bias"] -= np.mean(predict(variables, images, train=False).class_logits[0], axis=0)
     return config, variables
+
+
+def random_variables(model: FASeg, size: tuple[int, int] = (64, 96), seed: int = 0) -> dict:
+    """Variables in the shapes of the model's, none of them zero. Compiling the true initialization takes seconds."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *size, 3), np.float32))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, array):
+        if path[-1].key in ("var", "scale"):
+            return np.ones(array.shape, array.dtype)
+        fan_in = int(np.prod(array.shape[:-1])) or 1
+        return (rng.standard_normal(array.shape) / np.sqrt(fan_in)).astype(array.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -1,7 +1,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -18,7 +17,7 @@ from fasseg_jax.inference.explanation_page import (
 )
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.models.fasseg import build_model
-from tests.helpers.tiny import photo, tiny_config
+from tests.helpers.tiny import photo, random_variables, tiny_config
 
 SIZE, RESIZED, PADDED = (90, 121), (64, 86), (64, 96)  # photo, network's input without and with padding
 GRID = (2, 3)  # at stride 32
@@ -32,6 +31,7 @@ KINDS = ["window", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pi
 def explained(kind):
     """An explanation by a tiny model of a kind, of arbitrary labels, and what the model itself says and sows."""
     config = tiny_config()
+    config.model.decoder.num_queries = QUERIES
     config.model.decoder.num_layers, config.model.decoder.hrca_omega = 5 if kind == "window" else 4, 3
     config.model.decoder.mask_threshold = 0.3
     if kind == "mask2former":
@@ -40,7 +40,7 @@ def explained(kind):
     else:
         config.model.decoder.hrca_selection = kind
     model = build_model(config.model)
-    variables = random_variables(model)
+    variables = random_variables(model, PADDED)
     segmenter = Segmenter(config, variables, CLASSES)
     image = photo(*SIZE)
     labels = (np.arange(SIZE[0])[:, None] // 20 + np.arange(SIZE[1]) // 30).astype(np.uint8)
@@ -51,20 +51,6 @@ def explained(kind):
     network_input = np.pad(network_input, [(0, 0), (0, PADDED[1] - RESIZED[1]), (0, 0)])[None].astype(np.float32)
     predictions, captured = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))(variables, network_input)
     return explanation, image, labels, predictions, captured["intermediates"]["decoder"]
-
-
-def random_variables(model):
-    """In the shapes of the model's variables; drawn here, since compiling the initialisation takes seconds."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *PADDED, 3)))
-    rng = np.random.default_rng(0)
-
-    def draw(path, array):
-        if path[-1].key in ("var", "scale"):
-            return np.ones(array.shape, array.dtype)
-        fan_in = int(np.prod(array.shape[:-1])) or 1
-        return (rng.standard_normal(array.shape) / np.sqrt(fan_in)).astype(array.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def inside(boxes, y, x):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from fasseg_jax import build_model, load_config
+from tests.helpers.tiny import random_variables
 from tests.helpers.tiny import tiny_config as make_tiny_config
 
 
@@ -61,7 +62,7 @@ def test_shapes_of_full_models(path):
 def test_images_of_a_batch_do_not_mix(tiny_config):
     model = build_model(tiny_config.model)
     x = images(3)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = random_variables(model)
     apply = jax.jit(model.apply)
     together = apply(variables, x)
     for i in range(3):

@@ -214,7 +214,6 @@ def test_later_steps_amplify_rounding(run):
     _, record, disturbed_steps = run
     for seed in range(DISTURBANCES):
         changes = relative_changes(disturbed_steps(seed), record)
-        print(changes)
         assert changes[0] < 1e-5
         assert max(changes) < 1e-2
         if max(changes) > 5e-4:
