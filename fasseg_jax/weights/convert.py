@@ -1,5 +1,6 @@
 """Convert weights: those of PyTorch programs to a checkpoint, and a checkpoint to weights of those programs."""
 
+import logging
 import time
 
 import jax
@@ -9,11 +10,15 @@ from ml_collections import ConfigDict
 from fasseg_jax.data import data_classes
 from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fasseg_jax.weights.fitting import remove_prefix
 from fasseg_jax.weights.hugging_face import is_hugging_face_folder, read_hugging_face, write_hugging_face
+from fasseg_jax.weights.safe_pickle import shorten
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
 from fasseg_jax.weights.torch_files import read_state_dict, write_state_dict
 
 __all__ = ["convert"]
+
+logger = logging.getLogger(__name__)
 
 
 def convert(
@@ -72,6 +77,9 @@ def _read_file(config: ConfigDict | None, weights: str, new_class_head: bool) ->
     if any(name.startswith("model.pixel_level_module.") for name in state_dict):
         raise ValueError(f"{weights}: a Mask2Former of transformers; give the folder with its config.json instead")
     try:
+        state_dict, prefix = remove_prefix(state_dict)
+        if prefix:
+            logger.warning("%s: the prefix %r of the names is removed.", weights, shorten(prefix))
         if holds_whole_model(state_dict):
             return Checkpoint(config, convert_state_dict(state_dict, config.model, new_class_head), classes, "model")
         if new_class_head:

@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.weights.backbones import FOREIGN_BACKBONES
+from fasseg_jax.weights.fitting import best_fit
 from fasseg_jax.weights.names.hugging_face import IGNORED_OF_HUGGING_FACE, hugging_face_rules
 from fasseg_jax.weights.names.official import IGNORED, RENAMED, official_rules
 from fasseg_jax.weights.names.rules import Rule, find_rule
+from fasseg_jax.weights.safe_pickle import shorten
 
 __all__ = ["Naming", "convert_backbone", "convert_state_dict", "holds_whole_model", "to_state_dict"]
 
@@ -33,6 +35,9 @@ TABLES: dict[Naming, tuple[Callable[[str], list[Rule]], re.Pattern[str]]] = {
 
 # In longer lists of an error message, names that differ only in their numbers share a line.
 NAMES_LISTED_SINGLY = 40
+
+# An error message has at most that many lines for each kind of problem.
+LINES_LISTED = 12
 
 CLASS_HEAD = "decoder/class_embed/"
 
@@ -66,7 +71,7 @@ def convert_state_dict(
 
     Raises:
       ValueError: names are missing or unexpected, shapes differ from the model's, or values are not finite
-        floating-point numbers. One message lists them all.
+        floating-point numbers. One message counts them all and lists the first of each kind.
     """
     rules_for, ignored = TABLES[naming]
     rules = rules_for(model_config.backbone.kind)
@@ -177,7 +182,7 @@ def _convert(
     new = optional - parts.keys()
     problems["missing"] = dict.fromkeys(_missing_names(rules, parts, wanted.keys() - new), "")
     if any(problems.values()):
-        raise ValueError(_describe(problems, rules))
+        raise ValueError(_describe(problems, rules, best_fit(state_dict, model_config)))
     values = _initial_values(model_config, new) if new else {}
     for path in wanted.keys() - new:
         arrays = [parts[path][i] for i in sorted(parts[path])]
@@ -240,13 +245,18 @@ def _is_of_class_head(name: str, rules: Sequence[Rule]) -> bool:
     return any((rule.path_of(name) or "").startswith(CLASS_HEAD) for rule in rules)
 
 
-def _describe(problems: dict[str, dict[str, str]], rules: Sequence[Rule]) -> str:
-    """One message about all problems."""
+def _describe(problems: dict[str, dict[str, str]], rules: Sequence[Rule], fit: str) -> str:
+    """One message about all problems; `fit` says what fits better, if that is known."""
     lines = ["the weights do not fit the model of this configuration:"]
+    if fit:
+        lines.append(f"  {fit}")
     for kind, names in problems.items():
         if names:
             lines.append(f"  {len(names)} {kind}:")
-            lines += [f"    {line}" for line in sorted(_list_names(names))]
+            listed = sorted(_list_names(names))
+            lines += [f"    {shorten(line, 200)}" for line in listed[:LINES_LISTED]]
+            if len(listed) > LINES_LISTED:
+                lines.append(f"    ... and {len(listed) - LINES_LISTED} more lines like these")
     if all(_is_of_class_head(name, rules) for names in problems.values() for name in names):
         lines.append(
             "Only the class head differs: ask for a new one (new_class_head), or set model.num_classes to theirs."
