@@ -158,8 +158,8 @@ def points_of_key(key, predictions: FactoredPredictions, targets: Targets, confi
     [
         ([2, 0, 3], 5, 8, False, 1),
         ([2, 0, 3], 5, 8, True, 4),
-        ([4, 4], 4, 4, False, 3),
-        ([20, 17], 21, 23, True, 1),
+        pytest.param([4, 4], 4, 4, False, 3, marks=pytest.mark.slow),
+        pytest.param([20, 17], 21, 23, True, 1, marks=pytest.mark.slow),
         ([0, 0], 3, 5, False, 1),
         ([2, 0, 3], 5, 8, False, "as on a GPU"),
     ],
