@@ -144,7 +144,9 @@ def find_checkpoint(path: str | Path) -> tuple[epath.Path, str]:
     run = epath.Path(path).expanduser()
     if not (run / "checkpoints").is_dir():
         return run, ""
-    steps = sorted(int(step.name) for step in (run / "checkpoints").iterdir() if step.name.isdigit())
+    steps = sorted(
+        int(step.name) for step in (run / "checkpoints").iterdir() if step.name.isascii() and step.name.isdigit()
+    )
     if not steps:
         raise FileNotFoundError(f"{run}: this run has no checkpoint yet")
     folders = {step: run / "checkpoints" / str(step) for step in steps}
@@ -158,7 +160,12 @@ def find_checkpoint(path: str | Path) -> tuple[epath.Path, str]:
 
 def _mean_iou(folder: epath.Path) -> float | None:
     file = folder / "metrics" / "metrics"
-    return json.loads(file.read_text())["mean_iou"] if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return float(json.loads(file.read_text())["mean_iou"])
+    except Exception as error:  # a damaged file can raise anything
+        raise _damaged(file, error) from error
 
 
 def best_step(mean_ious: Mapping[int, float | None]) -> int:
@@ -196,11 +203,17 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if not _metadata_file(directory).exists():
         hint = "; convert.py makes one from PyTorch weights" if directory.is_file() else ""
+        if (directory / "config.json").exists():
+            hint = f"; a model of transformers? convert it: python convert.py --weights {path} --output CHECKPOINT"
         raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
     try:
         metadata = json.loads(_metadata_file(directory).read_text())
         if metadata["format"] == FORMAT:
             classes = metadata["classes"]
+            if metadata["contents"] not in ("model", "backbone"):
+                raise ValueError("contents is neither 'model' nor 'backbone'")
+            if not isinstance(metadata["config"], dict) or not metadata["config"].get("model"):
+                raise ValueError("config has no model")
             return CheckpointMetadata(
                 config=_complete_config(metadata["config"]),
                 classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
@@ -208,11 +221,13 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
             )
     except Exception as error:  # a damaged file can raise anything
         raise _damaged(path, error) from error
-    raise ValueError(f"{path}: written by a later version of fasseg_jax (format {metadata['format']}); update it")
+    raise ValueError(
+        f"{path}: written by a later version of fasseg_jax (format {str(metadata['format'])[:20]}); update it"
+    )
 
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:
-    reason = f"{type(error).__name__}: {str(error)[:200]}"
+    reason = f"{type(error).__name__}: {' '.join(str(error)[:200].split())}"
     return ValueError(f"{path}: the checkpoint is damaged or incomplete ({reason})")
 
 

@@ -86,6 +86,9 @@ def read_hugging_face(folder: str | Path) -> HuggingFaceModel:
         config, names = read_configuration(description, preprocessing)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    except (TypeError, AttributeError, KeyError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {shorten(error)}"
+        raise ValueError(f"{folder}: its JSON files have values of the wrong kind ({reason})") from error
     classes, config.data.dataset = _class_table(names)
     return HuggingFaceModel(config, classes, _read_weights(folder))
 

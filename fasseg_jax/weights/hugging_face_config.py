@@ -28,6 +28,16 @@ FIXED = {
 }
 
 
+# Fields that are whole numbers, or lists of one for each stage.
+COUNTS = (
+    *("hidden_dim", "feature_size", "mask_feature_size", "num_attention_heads", "encoder_layers", "dim_feedforward"),
+    *("encoder_feedforward_dim", "decoder_layers", "num_queries", "num_labels"),
+)
+COUNTS_OF_BACKBONES = ("embedding_size", "embed_dim", "window_size")
+COUNT_LISTS = ("hidden_sizes", "depths", "num_heads")
+MAX_COUNT = 65_535
+
+
 def read_configuration(description: dict[str, Any], preprocessing: dict[str, Any]) -> tuple[ConfigDict, list[str]]:
     """Translate transformers' description of a model.
 
@@ -41,7 +51,9 @@ def read_configuration(description: dict[str, Any], preprocessing: dict[str, Any
     Raises:
       ValueError: the architecture or the preprocessing is not supported; the message lists each field.
     """
-    problems: list[str] = []
+    problems = _wrong_kinds(description)
+    if problems:
+        raise ValueError("config.json has values of the wrong kind:" + "".join(f"\n  {text}" for text in problems))
     config = base_config()
     use_mask2former(config)
     _read_architecture(description, config.model, problems)
@@ -51,6 +63,35 @@ def read_configuration(description: dict[str, Any], preprocessing: dict[str, Any
     if problems:
         raise ValueError("this network does not support the model:" + "".join(f"\n  {text}" for text in problems))
     return config, names
+
+
+def _wrong_kinds(description: dict[str, Any]) -> list[str]:
+    """A line for each field that is not of the kind, or in the range, that transformers gives it."""
+    backbone = description.get("backbone_config")
+    nested = backbone if isinstance(backbone, dict) else {}
+    counts = [(name, description[name]) for name in COUNTS if name in description]
+    counts += [(f"backbone_config.{name}", nested[name]) for name in COUNTS_OF_BACKBONES if name in nested]
+    problems = [
+        f"{name} is {str(value)[:50]!r}; it must be a whole number from 1 to {MAX_COUNT}"
+        for name, value in counts
+        if not _is_count(value)
+    ]
+    for name in COUNT_LISTS:
+        value = nested.get(name, [1, 1, 1, 1])
+        if not (isinstance(value, list) and len(value) == 4 and all(map(_is_count, value))):
+            problems.append(f"backbone_config.{name} is {str(value)[:50]!r}; it must be a list of 4 whole numbers")
+    for name in ("mlp_ratio", "drop_path_rate"):
+        value = nested.get(name, 0.5)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+            problems.append(f"backbone_config.{name} is {str(value)[:50]!r}; it must be a number from 0 to 100")
+    names = description.get("id2label")
+    if names is not None and not isinstance(names, dict):
+        problems.append(f"id2label is a {type(names).__name__}; it must be an object of ids and names")
+    return problems
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT
 
 
 def describe_model(config: ConfigDict, classes: ClassTable) -> dict[str, Any]:

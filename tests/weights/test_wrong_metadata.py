@@ -1,0 +1,78 @@
+"""Metadata of checkpoints and of transformers' folders that somebody edited, or that are another program's."""
+
+import json
+
+import pytest
+
+from fasseg_jax.config import base_config, use_mask2former
+from fasseg_jax.data.classes import load_classes
+from fasseg_jax.weights.checkpoint import checkpoint_metadata, find_checkpoint, load_metadata
+from fasseg_jax.weights.hugging_face import read_hugging_face
+from fasseg_jax.weights.hugging_face_config import describe_model, read_configuration
+
+WRONG = ["100", -1, 0, 1.5, True, None, [], {}, 10**12, float("nan"), [1, 2, 3, "4"], "x" * 10_000]
+
+
+def description():
+    config = base_config()
+    use_mask2former(config)
+    return describe_model(config, load_classes("ade20k"))
+
+
+def test_what_is_written_is_read():
+    config, names = read_configuration(description(), {})
+    assert config.model.num_classes == len(names) == 150
+
+
+@pytest.mark.parametrize("value", WRONG, ids=range(len(WRONG)))
+def test_configurations_of_transformers_with_wrong_kinds(tmp_path, value):
+    """Every field with every wrong value: accepted only if the field is not read; otherwise the message is short."""
+    original = description()
+    backbone = original["backbone_config"]
+    places = [(original, name) for name in original] + [(backbone, name) for name in backbone]
+    for fields, name in places:
+        content = json.loads(json.dumps(original))
+        (content if fields is original else content["backbone_config"])[name] = value
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises((ValueError, FileNotFoundError)) as error:  # FileNotFoundError: it asks for the weights
+            read_hugging_face(tmp_path)
+        assert str(tmp_path) in str(error.value) and len(str(error.value)) < 12_000
+        if name in ("num_queries", "depths", "hidden_dim", "decoder_layers"):
+            assert isinstance(error.value, ValueError) and f"{name} is" in str(error.value)
+
+
+def checkpoint_folder(folder, metadata):
+    (folder / "metadata").mkdir(parents=True)
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    (folder / "metadata" / "metadata").write_text(text)
+    return folder
+
+
+def test_checkpoints_with_wrong_metadata(tmp_path):
+    right = checkpoint_metadata(base_config(), load_classes("ade20k"))
+    assert load_metadata(checkpoint_folder(tmp_path / "right", right)).contents == "model"
+    wrong = ["", "[]", "3", "null", "{}", "{", "[" * 100_000, '{"format": "' + "x" * 10_000 + '"}']
+    wrong += [json.dumps({**right, name: value}) for name in right for value in WRONG if value is not True]
+    for i, text in enumerate(wrong):
+        folder = checkpoint_folder(tmp_path / str(i), text)
+        with pytest.raises(ValueError) as error:
+            load_metadata(folder)
+        assert str(folder) in str(error.value) and len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
+def test_a_folder_of_transformers_is_no_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="convert it: python convert.py --weights"):
+        load_metadata(tmp_path)
+
+
+def test_a_run_with_damaged_metrics(tmp_path):
+    metrics = tmp_path / "checkpoints" / "5" / "metrics"
+    metrics.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "²").mkdir()
+    (metrics / "metrics").write_text('{"mean_iou": 0.5}')
+    assert find_checkpoint(tmp_path)[0].name == "5"
+    for content in ("", "[]", '{"mean_iou": "x"}', "{}"):
+        (metrics / "metrics").write_text(content)
+        with pytest.raises(ValueError, match="metrics: .*damaged"):
+            find_checkpoint(tmp_path)
