@@ -121,7 +121,7 @@ def test_readme_sections_are_inserted():
     assert text.startswith("With Python 3.11")
     assert "## " not in text
     list_item = readme.section("Segment photos")
-    assert "\n    ```sh\n    pip install" in list_item
+    assert "\n    ```sh\n    python convert.py" in list_item
     assert "\n        --weights ade_faseg_r50.pth" in list_item  # a command's second line stays indented by four more
     assert "| forward of FASeg R50" in readme.section("Speed on a CPU")  # a heading of the third level
     with pytest.raises(ValueError, match=r"README.md has no section 'Three commands'; it has Two commands, "):
