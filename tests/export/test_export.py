@@ -16,7 +16,7 @@ from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.models.fasseg import Predictions, build_model
 from fasseg_jax.weights.checkpoint import Checkpoint, save_checkpoint
 from tests.helpers import ROOT
-from tests.helpers.tiny import photo, tiny_config, tiny_model
+from tests.helpers.tiny import photo, tiny_model
 
 # A multiple of 32, and one that needs padding; both are test sizes of the tiny configuration.
 SIZES = [(64, 96), (64, 75)]
@@ -172,7 +172,7 @@ def test_what_cannot_be_exported(checkpoint, exported):
 
 @pytest.mark.slow
 def test_command_line(checkpoint, tmp_path):
-    save_checkpoint(tmp_path / "checkpoint", tiny_config(), checkpoint.variables, checkpoint.classes)
+    save_checkpoint(tmp_path / "checkpoint", checkpoint.config, checkpoint.variables, checkpoint.classes)
 
     def run(size):
         command = [sys.executable, "-m", "fasseg_jax.export", "--checkpoint", str(tmp_path / "checkpoint")]

@@ -87,4 +87,4 @@ def test_another_model_is_refused(trained, random, tmp_path):
     with pytest.raises(ValueError, match="does not fit") as error:
         start_variables(other, config, load_classes("cityscapes"))
     assert "params/pixel_decoder/encoder_1/norm1/scale is missing" in str(error.value)
-    assert "params/decoder/query_feat is (6, 32), the model's is (7, 32)" in str(error.value)
+    assert "params/decoder/query_feat is (9, 32), the model's is (7, 32)" in str(error.value)

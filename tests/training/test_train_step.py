@@ -148,17 +148,18 @@ def test_variants_have_the_same_gradients(config, field, value, tolerance):
 
 
 PRINT_STEP = """
-import sys
 import jax
-sys.path.insert(0, "tests")
-import test_train_step as tests
 from tests.helpers.tiny import tiny_config
+from tests.training.test_train_step import batch, start
 
 config = tiny_config()
 config.loss.num_points = 32
-step, state = tests.start(config)
+# Feed-forward layers of the full size: of so many parameters, the few that every prediction uses are a small part.
+config.model.pixel_decoder.ffn_dim = 1024
+config.model.decoder.update(ffn_dim=2048, num_layers=2, num_queries=6)
+step, state = start(config)
 print(sum(x.size for x in jax.tree.leaves(state.params)))
-print(step.lower(state, *tests.batch(8)).compile().as_text())
+print(step.lower(state, *batch(8)).compile().as_text())
 """
 
 
@@ -174,4 +175,4 @@ def test_devices_exchange_gradients_and_nothing_else():
     assert {kind for _, kind in found} == {"all-reduce"}
     sizes = [re.findall(r"\w+\[([\d,]*)\]", shapes) for shapes, _ in found]
     numbers = sum(math.prod(map(int, filter(None, size.split(",")))) for shapes in sizes for size in shapes)
-    assert int(parameters) <= numbers < 1.05 * int(parameters)  # some gradients come in two parts
+    assert int(parameters) <= numbers < 1.05 * int(parameters)  # the gradients of the heads come once a prediction
