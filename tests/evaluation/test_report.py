@@ -2,9 +2,7 @@
 
 import html
 import json
-import os
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -14,6 +12,7 @@ from fasseg_jax.data.classes import ClassTable, load_classes
 from fasseg_jax.data.sources.shapes import ShapesSource
 from fasseg_jax.evaluation.metrics import Counts, count, image_score, metrics_of, most_confused
 from fasseg_jax.evaluation.report import PicturedImage, write_report
+from tests.helpers.browser import find_browser
 
 # What a reader does, in order, and what the page then shows; run inside a copy of the report.
 ACTIONS = """<script>
@@ -55,13 +54,7 @@ window.addEventListener("error", (event) => (seen.error = event.message));
 
 def browse(file, width=1300):
     """What the page shows to a reader in a browser without a network, and the page as the browser then has it."""
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        message = "no Chromium or Chrome is installed: `apt-get install chromium`"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    browser = find_browser()
     acted = file.with_name(f"acted_{file.name}")
     acted.write_text(file.read_text(encoding="utf-8").replace("</body>", f"{ACTIONS}</body>"), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --virtual-time-budget=5000"

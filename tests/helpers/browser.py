@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 class Browser:
@@ -87,13 +87,19 @@ class Browser:
         return [event["params"]["request"]["url"] for event in sent]
 
 
-@contextlib.contextmanager
-def open_browser(size: tuple[int, int] = (1280, 800)) -> Iterator[Browser]:
-    """Start a browser; skips the test where none is installed, unless CI says that there must be one."""
+def find_browser() -> str:
+    """The program of a browser; skips the test where none is installed, unless CI says that there must be one."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None and not os.environ.get("CI"):
         pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
     assert program, f"CI needs one of {', '.join(BROWSERS)}"
+    return program
+
+
+@contextlib.contextmanager
+def open_browser(size: tuple[int, int] = (1280, 800)) -> Iterator[Browser]:
+    """Start the browser of `find_browser`."""
+    program = find_browser()
     command_read, command_write = os.pipe()
     answer_read, answer_write = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
