@@ -23,7 +23,7 @@ import sys
 from absl import app, flags, logging
 
 from fasseg_jax.config import config_flags
-from fasseg_jax.runtime.command_line import parse_flags
+from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.weights.convert import convert
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -44,8 +44,12 @@ def main(_: list[str]) -> int:
     """Convert, and print a summary."""
     logging.set_verbosity(logging.WARNING)  # Orbax logs a lot
     try:
+        config = CONFIG.value
+    except ValueError as error:
+        return print_error(error, status=2)
+    try:
         summary = convert(
-            CONFIG.value,
+            config,
             WEIGHTS.value,
             OUTPUT.value,
             overwrite=OVERWRITE.value,

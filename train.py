@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from fasseg_jax.config import config_flags
+from fasseg_jax.config import check_config, config_flags
 from fasseg_jax.data import data_classes
 from fasseg_jax.data.check import check_data, print_reports
 from fasseg_jax.runtime.command_line import parse_flags, print_error
@@ -36,15 +36,17 @@ def main(argv: list[str]) -> int:
     try:
         if argv[1:]:
             raise ValueError(f"unexpected argument {argv[1]!r}")
+        config = CONFIG.value
+        check_config(config, training=True)
         if CHECK.value:
-            reports = check_data(CONFIG.value)
-            print_reports(reports, data_classes(CONFIG.value.data))
+            reports = check_data(config)
+            print_reports(reports, data_classes(config.data))
             return 1 if any(report.problems for report in reports) else 0
         if not WORKDIR.value:
             raise ValueError("--workdir is needed: the folder of the run")
         join_hosts()
         enable_compilation_cache()
-        return train(CONFIG.value, Path(WORKDIR.value), PROFILE.value)
+        return train(config, Path(WORKDIR.value), PROFILE.value)
     except (NotFiniteError, CheckpointError) as error:
         return print_error(error, status=1)
     except (ValueError, OSError) as error:

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "config": {"runtime"},
     "data": {"runtime", "config"},
     "ops": {"runtime"},
-    "models": {"ops"},
+    "models": {"ops", "config"},
     "losses": {"models", "ops"},
     "visualization": {"data"},
     "weights": {"models", "data", "config", "runtime"},

@@ -1,9 +1,11 @@
 """The configuration reference, made from `fasseg_jax/config/base.py` and the recipes in `configs/`.
 
 Every field of `base_config()` has a comment in the source, above its line or at the end of it. This hook collects
-names, comments and default values, so that the reference always says what the code does. In a page,
+names, comments and default values, and the ranges of `fasseg_jax/config/schema.py`, so that the reference always says
+what the code does. In a page,
 
     <!-- fields: model -->      becomes the table of `config.model`
+    <!-- dependences -->       becomes the list of what fields must fulfil together
     <!-- recipes -->            becomes what each file in configs/ says about itself, and what it changes
 """
 
@@ -21,6 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import base, flat_fields
+from fasseg_jax.config.schema import BACKBONES, DEPENDENCES, FIELDS
 
 __all__ = ["Field", "fields_of", "on_page_markdown", "recipe_section", "recipes"]
 
@@ -170,8 +173,23 @@ def _table(fields: list[Field]) -> str:
             comment = ""  # a group on one line: the comment is in the group's row
         comment = comment.replace("|", "\\|").replace("<", "&lt;")
         default = "" if field.is_group else _code(field.default)
-        rows.append(f'| <a id="{field.name}"></a>`{field.name}` | {default} | {comment} |')
-    return "\n".join(["| Field | Default | Meaning |", "|---|---|---|", *rows])
+        rows.append(f'| <a id="{field.name}"></a>`{field.name}` | {default} | {_range(field.name)} | {comment} |')
+    return "\n".join(["| Field | Default | Range | Meaning |", "|---|---|---|---|", *rows])
+
+
+def _range(name: str) -> str:
+    """What the schema allows for a field; empty for a group."""
+    rules = {**FIELDS, **{field: rule for fields in BACKBONES.values() for field, rule in fields.items()}}
+    return rules[name].describe() if name in rules else ""
+
+
+def _dependences() -> str:
+    """A list of what fields must fulfil together."""
+    return "\n".join(
+        f"- {' and '.join(f'`{name}`' for name in dependence.fields)}: {dependence.words}"
+        f"{' (in training)' if dependence.training else ''}."
+        for dependence in DEPENDENCES
+    )
 
 
 def _section(name: str) -> str:
@@ -189,6 +207,7 @@ def _section(name: str) -> str:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the marks in a page by their tables. MkDocs calls this hook for every page."""
     markdown = re.sub(r"<!-- fields: (.+?) -->", lambda match: _section(match[1]), markdown)
+    markdown = markdown.replace("<!-- dependences -->", _dependences())
     return markdown.replace(
         "<!-- recipes -->", "\n\n".join(recipe_section(name, *recipe) for name, recipe in recipes().items())
     )

@@ -2,10 +2,14 @@
 
 from fasseg_jax.config.base import base_config, resnet, swin, use_mask2former
 from fasseg_jax.config.loading import changed_fields, flat_fields, load_config, rename_old
+from fasseg_jax.config.schema import ConfigError, check_config, check_section
 
 __all__ = [
+    "ConfigError",
     "base_config",
     "changed_fields",
+    "check_config",
+    "check_section",
     "flat_fields",
     "load_config",
     "rename_old",

@@ -1,7 +1,10 @@
 """Loading a configuration, giving old names their new ones, and comparing two configurations."""
 
 import importlib.util
+import inspect
 import sys
+import traceback
+from types import ModuleType
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -46,21 +49,58 @@ def load_config(path: str) -> ConfigDict:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is no recipe, or knows no such variant.
+      ValueError: the file is no recipe, knows no such variant, or holds a mistake; the message names file and line.
     """
     name, _, variant = str(path).partition(":")
     candidates = [Path(name), Path(__file__).parents[2] / name]
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
-        raise FileNotFoundError(f"configuration {name!r}: looked for {' and '.join(map(str, candidates))}")
+        raise FileNotFoundError(f"there is no recipe {name!r}{_recipes(candidates)}")
     spec = importlib.util.spec_from_file_location(f"fasseg_jax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise ValueError(f"configuration {name!r}: a recipe is a Python file, whose name ends in .py")
+        raise ValueError(f"{name}: a recipe is a Python file, whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant) if variant else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = _call(module, name, variant)
+    except (ValueError, OSError) as error:  # what recipes raise to tell their users something
+        raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{_position(error, file)}: {type(error).__name__}: {error}") from error
     rename_old(config)
     return config
+
+
+def _call(module: ModuleType, name: str, variant: str) -> ConfigDict:
+    """The configuration that a recipe's `get_config` returns."""
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ValueError(f"{name}: not a recipe, because it defines no function get_config")
+    arguments = [variant] if variant else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        problem = f"has no variants, but {variant!r} is asked for" if variant else f"needs a variant: {name}:VARIANT"
+        raise ValueError(f"{name}: this recipe {problem}") from None
+    config = get_config(*arguments)
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{name}: get_config must return a ConfigDict; it returned {config!r:.80}")
+    return config
+
+
+def _recipes(candidates: list[Path]) -> str:
+    """The recipes beside the first candidate whose folder exists, for a message."""
+    folder = next((candidate.parent for candidate in candidates if candidate.parent.is_dir()), None)
+    names = sorted(path.name for path in folder.glob("*.py")) if folder else []
+    return f"; {folder} has {', '.join(names[:10])}" if names else ""
+
+
+def _position(error: BaseException, file: Path) -> str:
+    """FILE, line N: the last line of the recipe that ran before `error`."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f"{file}, line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{file}, line {lines[-1]}" if lines else str(file)
 
 
 def rename_old(config: ConfigDict) -> None:

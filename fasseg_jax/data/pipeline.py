@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
+from fasseg_jax.config import check_section
 from fasseg_jax.data.augmentation import augment
 from fasseg_jax.data.classes import DataError
-from fasseg_jax.data.preprocessing import SIZE_DIVISOR
 from fasseg_jax.data.samples import Source
 
 __all__ = ["Batch", "TrainingBatches", "read_ahead"]
@@ -55,7 +55,8 @@ class TrainingBatches:
           num_hosts: number of hosts.
 
         Raises:
-          DataError: a field of the configuration does not fit.
+          DataError: a field of the configuration does not fit the data.
+          ConfigError: a field of `config.augmentation` has a value that is not allowed.
         """
         if not len(source):
             raise DataError("the training split holds no samples")
@@ -64,8 +65,7 @@ class TrainingBatches:
                 f"config.train.batch_size = {config.train.batch_size} cannot be shared by {num_hosts} hosts: "
                 "choose a multiple of their number"
             )
-        if any(side % SIZE_DIVISOR for side in config.augmentation.crop):
-            raise DataError(f"config.augmentation.crop = {config.augmentation.crop}: needs multiples of {SIZE_DIVISOR}")
+        check_section("augmentation", config.augmentation)
         self._source = source
         self._augmentation = config.augmentation
         self._ignore_label = config.data.ignore_label

@@ -10,7 +10,6 @@ ADE20K, Cityscapes and folders with their own classes.txt are all prepared in th
 system: if several machines train, mount the bucket that holds them, or copy them to each machine.
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
@@ -23,6 +22,7 @@ from fasseg_jax.data.labels import decode_sample, encode_labels, label_dtype
 from fasseg_jax.data.samples import SPLITS
 from fasseg_jax.data.sources.folder import FolderSource
 from fasseg_jax.data.sources.registry import open_source
+from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.files import Path
 
 __all__ = ["SegmentationBuilder", "prepare"]
@@ -126,15 +126,16 @@ def main() -> None:
     output = flags.DEFINE_string("output", None, "Folder, in which one for the data set is made.", required=True)
     flags.mark_flag_as_required("config")
 
-    def run(_: list[str]) -> None:
+    def run(_: list[str]) -> int:
         logging.set_verbosity(logging.ERROR)  # tensorflow-datasets logs a lot
         try:
             folder = prepare(config.value, output.value)
         except (OSError, ValueError) as error:
-            sys.exit(f"fasseg_jax.data.tfds: {error}")
+            return print_error(error, status=1)
         print(f"Prepared. Train with --config.data.source=tfds --config.data.root={folder}")
+        return 0
 
-    app.run(run)
+    app.run(run, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

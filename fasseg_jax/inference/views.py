@@ -24,12 +24,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import base_config
-from fasseg_jax.data.preprocessing import SIZE_DIVISOR, normalize, resize_photo, resized_size
+from fasseg_jax.config import base_config, check_section
+from fasseg_jax.data.preprocessing import normalize, resize_photo, resized_size
 
-__all__ = ["MODES", "PhotoViews", "Placement", "Span", "ceil_div", "inference_settings"]
-
-MODES = ("single", "multi_scale", "sliding")
+__all__ = ["PhotoViews", "Placement", "Span", "ceil_div", "inference_settings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,31 +149,8 @@ def inference_settings(config: ConfigDict, changes: Mapping[str, Any] | None = N
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"config.inference: {str(error.args[0]).split('. Other fields')[0]}") from None
     settings.sliding.window = tuple(settings.sliding.window or config.augmentation.crop)
-    for wrong, message in _mistakes(settings):
-        if wrong:
-            raise ValueError(f"config.inference.{message}")
+    check_section("inference", settings)
     return settings.unlock()
-
-
-def _mistakes(settings: ConfigDict) -> list[tuple[bool, str]]:
-    """Each mistake that `config.inference` can hold: whether it does, and the message."""
-    window, overlap, short_sides = settings.sliding.window, settings.sliding.overlap, settings.multi_scale.short_sides
-    lengths = (settings.short_side, settings.max_long_side, settings.multi_scale.max_long_side, *short_sides)
-    return [
-        (settings.mode not in MODES, f"mode is {settings.mode!r}; choose one of {', '.join(MODES)}"),
-        (
-            settings.round_to <= 0 or settings.round_to % SIZE_DIVISOR != 0,
-            f"round_to is {settings.round_to}; it must be a multiple of {SIZE_DIVISOR}",
-        ),
-        (
-            len(window) != 2 or min(window) < 1,
-            f"sliding.window is {window}; it must be a height and a width in pixels, or () for the training crop",
-        ),
-        (not 0 <= overlap < 1, f"sliding.overlap is {overlap}; it must be at least 0 and less than 1"),
-        (not short_sides, "multi_scale.short_sides is empty; give at least one length"),
-        (min(lengths) < 1, "short_side, max_long_side and those of multi_scale must be positive"),
-        (settings.sliding.short_side < 0, "sliding.short_side must be positive, or 0 for the photo's own size"),
-    ]
 
 
 def _place(size: tuple[int, int], config: ConfigDict) -> tuple[tuple[int, int], tuple[Placement, ...]]:

@@ -11,23 +11,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from fasseg_jax.config import check_section
 from fasseg_jax.models.backbones import BACKBONES, Backbone
 from fasseg_jax.models.pixel_decoder import PixelDecoder
 from fasseg_jax.models.predictions import FactoredPredictions, Predictions
 from fasseg_jax.models.transformer_decoder import Decoder
-from fasseg_jax.ops.deformable.sampling import METHODS
 
 __all__ = ["FASeg", "Predictions", "build_model", "initial_variables"]
-
-CHOICES = {
-    "dtype": ("float32", "bfloat16"),
-    "deformable_attention": ("auto", *METHODS),
-    "key_positions": ("conditional", "sine"),
-    "backbone.kind": tuple(BACKBONES),
-    "decoder.positional_queries": ("dfpq", "learned"),
-    "decoder.first_focus": ("background", "foreground"),
-    "decoder.hrca_selection": ("window", "pixel"),
-}
 
 
 class FASeg(nn.Module):
@@ -76,11 +66,10 @@ def build_model(config: ConfigDict) -> FASeg:
     """The network of `config.model`.
 
     Raises:
-      ValueError: a field has a value that is no choice.
+      ConfigError: a field has a value that is not allowed.
     """
-    _check_choices(config, CHOICES)
+    check_section("model", config)
     backbone_type = BACKBONES[config.backbone.kind]
-    _check_choices(config, {f"backbone.{name}": values for name, values in backbone_type.choices.items()})
     dtype = jnp.dtype(config.dtype)
     backbone_fields = {**config.backbone, "remat": config.remat, "dtype": dtype}
     del backbone_fields["kind"]
@@ -97,15 +86,6 @@ def build_model(config: ConfigDict) -> FASeg:
         decoder=Decoder(**config.decoder, **shared, remat=config.remat, num_classes=config.num_classes),
         dtype=dtype,
     )
-
-
-def _check_choices(config: ConfigDict, choices: dict[str, tuple[str, ...]]) -> None:
-    for field, allowed in choices.items():
-        value = config
-        for part in field.split("."):
-            value = value[part]
-        if value not in allowed:
-            raise ValueError(f"config.model.{field} is {value!r}; choose one of {', '.join(allowed)}")
 
 
 def initial_variables(model: FASeg, seed: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The programs' command lines: a mistake ends a program with one line, not with a traceback."""
 
+import importlib
 import sys
 
 from absl import flags
@@ -16,11 +17,33 @@ def print_error(error: object, status: int) -> int:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Read the command line; a mistake in it ends the program with one line and status 2."""
+    """Read the command line.
+
+    A mistake in it ends the program with one line and status 2. --help and --version end it with status 0.
+    """
+    if "version" not in flags.FLAGS:
+        flags.DEFINE_flag(_VersionFlag())
     try:
         return flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        sys.exit(print_error(error, status=2))
     except (flags.Error, OSError, ValueError) as error:
         sys.exit(print_error(f"{error}; see --help", status=2))
+    except SystemExit as end:  # of absl's --help
+        sys.exit(0 if end.code == 1 else end.code)
+
+
+class _VersionFlag(flags.BooleanFlag):
+    """Prints the version of the package, and ends the program."""
+
+    def __init__(self) -> None:
+        super().__init__("version", False, "Print the version and end.")
+
+    def parse(self, argument: str | bool | None) -> None:
+        super().parse(argument)
+        if self.value:  # imported now, because the package imports this module
+            print(f"fasseg_jax {importlib.import_module('fasseg_jax').__version__}")
+            sys.exit(0)
 
 
 def parse_size(text: str, divisor: int = 1) -> tuple[int, int]:

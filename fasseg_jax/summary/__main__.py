@@ -13,7 +13,7 @@ import time
 from absl import app, flags, logging
 from rich.console import Console
 
-from fasseg_jax.config import config_flags, rename_old
+from fasseg_jax.config import check_config, config_flags, rename_old
 from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.summary.summary import print_summary, summarize
@@ -26,15 +26,17 @@ def main(_: list[str]) -> int:
     begin = time.perf_counter()
     console = Console()
     try:
-        if options.config is None:
+        config = options.config
+        if config is None:
             raise ValueError("--config is needed, e.g. configs/ade20k.py:r50")
-        rename_old(options.config)
-        height, width = parse_size(options.size, build_model(options.config.model).size_divisor)
-        summary = summarize(options.config, (height, width), options.batch)
+        rename_old(config)
+        check_config(config)
+        height, width = parse_size(options.size, build_model(config.model).size_divisor)
+        summary = summarize(config, (height, width), options.batch)
     except (OSError, ValueError) as error:
         return print_error(error, status=2)
     name = next((text.partition("=")[2] for text in sys.argv if text.startswith("--config=")), "")
-    title = f"{name} {height} x {width}, {options.config.model.dtype}".strip()
+    title = f"{name} {height} x {width}, {config.model.dtype}".strip()
     print_summary(summary, title, options.batch, console)
     console.print(f"[dim]took {time.perf_counter() - begin:.1f} s[/]")
     return 0

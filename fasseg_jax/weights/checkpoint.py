@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import base_config, rename_old
+from fasseg_jax.config import ConfigError, base_config, check_config, rename_old
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.runtime.files import Path
 
@@ -214,11 +214,15 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
                 raise ValueError("contents is neither 'model' nor 'backbone'")
             if not isinstance(metadata["config"], dict) or not metadata["config"].get("model"):
                 raise ValueError("config has no model")
+            config = _complete_config(metadata["config"])
+            check_config(config)
             return CheckpointMetadata(
-                config=_complete_config(metadata["config"]),
+                config=config,
                 classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
                 contents=metadata["contents"],
             )
+    except ConfigError as error:
+        raise ValueError(f"{path}: the checkpoint's configuration is wrong: {error}") from error
     except Exception as error:  # a damaged file can raise anything
         raise _damaged(path, error) from error
     raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fasseg_jax.config import load_config
+from fasseg_jax.config import ConfigError, load_config
 from fasseg_jax.data import DataError, find_source, open_source
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.data.labels import decode_labels, decode_sample, file_ids, label_table, map_labels
@@ -254,7 +254,7 @@ def test_configuration_mistakes(root):
         open_source(config, "training")
     config = folder_config(root)
     config.data.source = "folders"
-    with pytest.raises(DataError, match="'folders' is none of"):
+    with pytest.raises(ConfigError, match="data.source is 'folders'; choose one of folder, cityscapes, tfds, shapes"):
         open_source(config, "training")
     with pytest.raises(DataError, match="no split is called 'test'"):
         open_source(folder_config(root), "test")

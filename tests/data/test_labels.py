@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fasseg_jax.config import ConfigError
 from fasseg_jax.data import DataError, images, open_source
 from fasseg_jax.data.images import PhotoError, open_photo
 from fasseg_jax.data.labels import count_labels, decode_labels, decode_sample, label_table, map_labels
@@ -83,7 +84,7 @@ def test_a_label_map_with_the_photos_exif_turns_with_it(orientation, setting):
 def test_no_such_label_orientation(tmp_path):
     config = folder_config(write_folder(tmp_path / "data"))
     config.data.label_orientation = "exif"
-    with pytest.raises(DataError, match="label_orientation = 'exif' is none of auto, viewer, stored"):
+    with pytest.raises(ConfigError, match="label_orientation is 'exif'; choose one of auto, viewer, stored"):
         open_source(config, "training")
 
 

@@ -7,7 +7,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from fasseg_jax.config import ConfigError
 from fasseg_jax.data import Batch, DataError, TrainingBatches, open_source, read_ahead
+from fasseg_jax.data.classes import load_classes
+from fasseg_jax.data.sources.shapes import ShapesSource
 from tests.helpers.data_cases import folder_config, shapes_config, write_folder, write_image
 
 
@@ -146,8 +149,8 @@ def test_configuration_mistakes(config):
     with pytest.raises(DataError, match="batch_size = 4 cannot be shared by 3 hosts"):
         make_batches(config, num_hosts=3)
     config.augmentation.crop = (32, 40)
-    with pytest.raises(DataError, match="multiples of 32"):
+    with pytest.raises(ConfigError, match="crop is .*multiple of 32"):
         make_batches(config)
-    config.data.shapes.training = 0
+    empty = ShapesSource("training", 0, (48, 64), load_classes("shapes"), 255)
     with pytest.raises(DataError, match="holds no samples"):
-        make_batches(config)
+        TrainingBatches(empty, config, seed=7)

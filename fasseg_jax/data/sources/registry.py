@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from fasseg_jax.config import check_section
 from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes, load_classes
 from fasseg_jax.data.samples import SPLITS, Source
 from fasseg_jax.data.sources.array_record import open_prepared
@@ -50,12 +51,12 @@ def find_source(data: ConfigDict, split: str) -> Source:
       split: "training" or "validation".
 
     Raises:
-      DataError: the data are not there, or a field of `data` is wrong.
+      DataError: the data are not there.
+      ConfigError: a field of `data` has a value that is not allowed.
     """
     if split not in SPLITS:
         raise DataError(f"no split is called {split!r}; choose one of {', '.join(SPLITS)}")
-    if data.source not in SOURCES:
-        raise DataError(f"config.data.source = {data.source!r} is none of {', '.join(SOURCES)}")
+    check_section("data", data)
     return SOURCES[data.source](data, split, data_classes(data))
 
 

@@ -15,11 +15,9 @@ class Backbone(nn.Module):
 
     Attributes:
       size_divisor: H and W of the images must be multiples of this; at least 32.
-      choices: fields with a few possible values -> these values.
     """
 
     size_divisor: ClassVar[int] = 32
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:
         raise NotImplementedError

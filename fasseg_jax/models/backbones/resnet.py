@@ -4,7 +4,6 @@ docs/specification.md, section 2.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -62,8 +61,6 @@ class ResNet(Backbone):
     norm: str = "frozen_batch_norm"
     remat: bool = False
     dtype: DTypeLike = jnp.float32
-
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"norm": ("frozen_batch_norm", "batch_norm")}
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:
