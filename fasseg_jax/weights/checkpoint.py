@@ -64,11 +64,33 @@ class Checkpoint:
     contents: Contents = "model"
 
     def require_whole_model(self, name: str | Path = "the checkpoint") -> None:
-        """Raise `ValueError` if the checkpoint, called `name` in the message, holds only a backbone."""
+        """Raise `ValueError` if the checkpoint, `name` in the message, holds only a backbone, or another model."""
         if self.contents != "model":
             raise ValueError(
                 f"{name}: holds only a backbone, from which a training can start; a whole model is needed here"
             )
+        if differences := _differences(self.variables["params"], self.config.model):
+            raise ValueError(
+                f"{name}: its weights are not those of its configuration; was its metadata edited? "
+                + "; ".join(differences)
+            )
+
+
+def _differences(params: Mapping[str, Any], model: ConfigDict) -> list[str]:
+    """The fields of `config.model` that contradict the weights, as far as a few shapes show them."""
+    decoder, pixel_decoder = params.get("decoder", {}), params.get("pixel_decoder", {})
+    shown = {
+        "num_classes": (np.shape(decoder.get("class_embed", {}).get("bias", ())), (model.num_classes + 1,)),
+        "decoder.num_queries": (np.shape(decoder.get("query_feat", ()))[:1], (model.decoder.num_queries,)),
+        "hidden_dim": (np.shape(decoder.get("query_feat", ()))[1:], (model.hidden_dim,)),
+        "decoder.num_layers": (_count(decoder, "layer_"), (model.decoder.num_layers,)),
+        "pixel_decoder.num_layers": (_count(pixel_decoder, "encoder_"), (model.pixel_decoder.num_layers,)),
+    }
+    return [f"config.model.{field} does not fit" for field, (theirs, ours) in shown.items() if theirs != ours]
+
+
+def _count(params: Mapping[str, Any], prefix: str) -> tuple[int]:
+    return (sum(name.removeprefix(prefix).isdigit() for name in params if name.startswith(prefix)),)
 
 
 def save_checkpoint(

@@ -1,14 +1,19 @@
 """Metadata of checkpoints and of transformers' folders that somebody edited, or that are another program's."""
 
+import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from fasseg_jax.config import base_config, use_mask2former
 from fasseg_jax.data.classes import load_classes
-from fasseg_jax.weights.checkpoint import checkpoint_metadata, find_checkpoint, load_metadata
+from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.weights.checkpoint import Checkpoint, checkpoint_metadata, find_checkpoint, load_metadata
 from fasseg_jax.weights.hugging_face import read_hugging_face
 from fasseg_jax.weights.hugging_face_config import describe_model, read_configuration
+from tests.helpers.tiny import tiny_config
 
 WRONG = ["100", -1, 0, 1.5, True, None, [], {}, 10**12, float("nan"), [1, 2, 3, "4"], "x" * 10_000]
 
@@ -76,3 +81,18 @@ def test_a_run_with_damaged_metrics(tmp_path):
         (metrics / "metrics").write_text(content)
         with pytest.raises(ValueError, match="metrics: .*damaged"):
             find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "swin"])
+def test_weights_that_are_not_of_the_configuration(kind):
+    config = tiny_config(kind)
+    shapes = jax.eval_shape(lambda: initial_variables(build_model(config.model), 0))
+    variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    checkpoint = Checkpoint(config, variables, load_classes("cityscapes"))
+    checkpoint.require_whole_model("mine")
+    fields = ("num_classes", "hidden_dim", "decoder.num_queries", "decoder.num_layers", "pixel_decoder.num_layers")
+    for field in fields:
+        edited = tiny_config(kind)
+        edited.model.update_from_flattened_dict({field: 17})
+        with pytest.raises(ValueError, match=f"mine: .*was its metadata edited.*{field} does not fit"):
+            dataclasses.replace(checkpoint, config=edited).require_whole_model("mine")
