@@ -6,9 +6,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
 from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes
+from fasseg_jax.data.plausibility import LabelCounts, count_sample, find_mistakes, find_oddities
 from fasseg_jax.data.samples import SPLITS, Source
 from fasseg_jax.data.sources.registry import data_classes, find_source
 from fasseg_jax.runtime.read_ahead import map_ahead
@@ -24,7 +26,8 @@ class SplitReport:
 
     Attributes:
       split: "training" or "validation".
-      problems: one line for each file, or pair of files, that is wrong; an empty tuple if all is well.
+      problems: one line for each mistake in the data as a whole, and for each file, or pair of files, that is wrong; an
+        empty tuple if all is well.
       num_images: n, the number of samples that could be read.
       sizes: ((smallest height, largest height), (smallest width, largest width)) in pixels; zeros if n = 0.
       pixels: (K,) int64, the number of pixels of each class.
@@ -32,6 +35,7 @@ class SplitReport:
       images: (K,) int64, the number of images that hold each class.
       classes_per_image: (n,) int64, the number of classes in each image. `config.data.max_targets` need not exceed the
         largest.
+      notes: one line for each thing that may be a mistake, or may be meant.
     """
 
     split: str
@@ -42,15 +46,7 @@ class SplitReport:
     ignored_pixels: int
     images: np.ndarray
     classes_per_image: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class _LabelCounts:
-    """What one label map holds: its size, the pixels of each class (K,), and the ignored pixels."""
-
-    size: tuple[int, int]
-    pixels: np.ndarray
-    ignored: int
+    notes: tuple[str, ...] = ()
 
 
 def check_data(config: ConfigDict) -> list[SplitReport]:
@@ -89,20 +85,20 @@ def check_split(source: Source, split: str, data: ConfigDict) -> SplitReport:
     """
     num_classes = len(source.classes)
 
-    def count_labels(index: int) -> _LabelCounts | str:
+    def count(index: int) -> LabelCounts | str:
         """Count the labels of a sample, or say what is wrong with it."""
         try:
-            labels = source[index].labels
+            return count_sample(source[index], num_classes, data.ignore_label)
         except DataError as error:
             return str(error)
-        counts = np.bincount(labels.ravel(), minlength=data.ignore_label + 1)
-        height, width = labels.shape
-        return _LabelCounts((height, width), counts[:num_classes], int(counts[data.ignore_label]))
 
     indices = tqdm(range(len(source)), split, unit="image", leave=False, disable=None)
-    results = [result for _, result in map_ahead(count_labels, indices, data.num_threads)]
+    results = [result for _, result in map_ahead(count, indices, data.num_threads)]
+    samples = [result for result in results if not isinstance(result, str)]
     problems = [*source.problems, *(result for result in results if isinstance(result, str))]
-    report = _report(split, num_classes, problems, [result for result in results if not isinstance(result, str)])
+    mistakes = find_mistakes(samples, source.classes, data)
+    report = _report(split, num_classes, [*mistakes, *problems], samples)
+    report = dataclasses.replace(report, notes=tuple(find_oddities(samples, source.classes, data)))
     most = report.classes_per_image.max(initial=0)
     if split == "training" and most > data.max_targets:
         crowded = f"up to {most} classes in an image: set --config.data.max_targets={most}, it is {data.max_targets}"
@@ -110,7 +106,7 @@ def check_split(source: Source, split: str, data: ConfigDict) -> SplitReport:
     return report
 
 
-def _report(split: str, num_classes: int, problems: list[str], counts: list[_LabelCounts]) -> SplitReport:
+def _report(split: str, num_classes: int, problems: list[str], counts: list[LabelCounts]) -> SplitReport:
     pixels = np.array([count.pixels for count in counts], np.int64).reshape(-1, num_classes)  # (n, K)
     heights, widths = zip(*[count.size for count in counts], strict=True) if counts else ([0], [0])
     return SplitReport(
@@ -140,10 +136,13 @@ def print_reports(reports: list[SplitReport], classes: ClassTable, console: Cons
     for report in reports:
         for problem in report.problems[:PRINTED_PROBLEMS]:
             console.print(f"{report.split}: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        for note in report.notes:
+            console.print(f"{report.split}: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         if len(report.problems) > PRINTED_PROBLEMS:
             console.print(f"{report.split}: {len(report.problems) - PRINTED_PROBLEMS} more problems", style="red")
     if not any(report.problems for report in reports):
-        console.print("No problems found.", style="green")
+        notes = any(report.notes for report in reports)
+        console.print("No mistakes found; see the notes above." if notes else "No problems found.", style="green")
 
 
 def _class_table(reports: list[SplitReport], classes: ClassTable) -> Table:
@@ -157,7 +156,7 @@ def _class_table(reports: list[SplitReport], classes: ClassTable) -> Table:
         for report in reports:
             cells.append(_percent(report.pixels[class_id], report.pixels.sum()))
             cells.append(_percent(report.images[class_id], report.num_images))
-        table.add_row(str(class_id), name, *cells)
+        table.add_row(str(class_id), Text(name), *cells)
     return table
 
 

@@ -13,7 +13,7 @@ from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
 from fasseg_jax.evaluation.metrics import Counts, SegmentationMetrics, image_score, metrics_of
 from fasseg_jax.evaluation.report import PicturedImage, write_report
-from fasseg_jax.evaluation.tables import write_csv, write_json
+from fasseg_jax.evaluation.tables import csv_text, write_csv, write_json
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.visualization.confusion_matrix import draw_confusion
@@ -70,7 +70,7 @@ def write_images(file: Path, results: list[ImageResult], names: dict[int, str], 
             counts = result.counts(num_classes)
             values = (image_score(counts), metrics_of(counts).pixel_accuracy)
             cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-            writer.writerow([names[result.index], *cells, counts.confusion.sum()])
+            writer.writerow([csv_text(names[result.index]), *cells, counts.confusion.sum()])
 
 
 def write_pictures(

@@ -15,7 +15,7 @@ from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.metrics import SegmentationMetrics
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["COLUMNS", "MEANS", "percent", "print_table", "table_order", "write_csv", "write_json"]
+__all__ = ["COLUMNS", "MEANS", "csv_text", "percent", "print_table", "table_order", "write_csv", "write_json"]
 
 MEANS = {
     "mean_iou": "mIoU",
@@ -98,7 +98,12 @@ def write_csv(path: str | Path, metrics: SegmentationMetrics, classes: ClassTabl
         writer.writerow(["id", "name", *COLUMNS])
         for class_id, name in enumerate(classes.names):
             values = [_defined(getattr(metrics, field)[class_id]) for field in COLUMNS]
-            writer.writerow([class_id, name, *("" if value is None else f"{value:.6g}" for value in values)])
+            writer.writerow([class_id, csv_text(name), *("" if value is None else f"{value:.6g}" for value in values)])
+
+
+def csv_text(text: str) -> str:
+    """A text for a cell of a CSV file, with an apostrophe first if a spreadsheet would run it as a formula."""
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text.startswith(("\t", "\r")) else text
 
 
 def percent(value: float) -> str:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import changed_fields
 from fasseg_jax.data import TrainingBatches, open_source, read_ahead
+from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.compilation import release_compiler_memory
@@ -38,7 +39,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
       The exit status: 0, or `INTERRUPTED` if a signal ended the run and the same command resumes it.
 
     Raises:
-      ValueError: the configuration does not fit the devices, the data, or the run's checkpoints.
+      ValueError: the configuration does not fit the devices, the data, or the run's checkpoints, or label files hold
+        nothing to learn.
       OSError: data or checkpoints cannot be read.
       NotFiniteError: a loss or a gradient is NaN or infinite.
       CheckpointError: a checkpoint cannot be read or written.
@@ -50,6 +52,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
 
     # Data
     training, validation = open_source(config, "training"), open_source(config, "validation")
+    label_notes = look_at_labels(training, config.data)
     batches = TrainingBatches(training, config, config.train.seed, jax.process_index(), jax.process_count())
 
     # Model and optimizer
@@ -73,6 +76,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
     checkpoints = RunCheckpoints(workdir / "checkpoints", config, training.classes)
     first_step = checkpoints.latest_step or 0
     log = MetricLog(workdir, config.train.steps, first_step, writes=on_first_host)
+    for line in label_notes:
+        log.say(line)
     if first_step:
         for line in changed_fields(checkpoints.saved_config(first_step), config):
             log.say(f"Changed since step {first_step}: {line}")
