@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from fasseg_jax.config import check_config, config_flags
 from fasseg_jax.data import data_classes
 from fasseg_jax.data.check import check_data, print_reports
-from fasseg_jax.runtime.command_line import parse_flags, print_error
+from fasseg_jax.runtime.command_line import end_within, parse_flags, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.devices import join_hosts
 from fasseg_jax.training.checkpoints import CheckpointError
@@ -27,6 +27,7 @@ from fasseg_jax.training.train_step import NotFiniteError
 CONFIG = config_flags.DEFINE_config_file("config", "configs/shapes.py", "The recipe; --config.NAME=VALUE overrides.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
 CHECK = flags.DEFINE_bool("check", False, "Examine the data and report what is wrong, instead of training.")
+CHANGED_DATA = flags.DEFINE_bool("changed_data", False, "Resume a run although its data changed since.")
 PROFILE = flags.DEFINE_bool("profile", False, "Record five steps with jax.profiler, in WORKDIR/profile.")
 
 
@@ -46,11 +47,13 @@ def main(argv: list[str]) -> int:
             raise ValueError("--workdir is needed: the folder of the run")
         join_hosts()
         enable_compilation_cache()
-        return train(config, Path(WORKDIR.value), PROFILE.value)
+        return train(config, Path(WORKDIR.value), PROFILE.value, CHANGED_DATA.value)
     except (NotFiniteError, CheckpointError) as error:
-        return print_error(error, status=1)
+        status = print_error(error, status=1)
     except (ValueError, OSError) as error:
-        return print_error(error, status=2)
+        status = print_error(error, status=2)
+    end_within(30, status)  # threads of libraries, or hosts that are lost, may hold the program up
+    return status
 
 
 if __name__ == "__main__":

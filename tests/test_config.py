@@ -110,7 +110,7 @@ def test_new_names_exist(new):
 def test_changed_fields():
     before, after = base_config(), base_config()
     after.train.steps, after.data.num_threads, after.inference.sliding.window = 9, 1, [32, 32]
-    assert changed_fields(before, after) == [
+    assert list(changed_fields(before, after).values()) == [
         "config.inference.sliding.window was (), is (32, 32)",
         "config.train.steps was 160000, is 9",
     ]

@@ -137,12 +137,15 @@ def _delete(config: ConfigDict, field: str) -> None:
     del config[name]
 
 
-def changed_fields(saved: ConfigDict, current: ConfigDict) -> list[str]:
-    """List the fields that matter and differ, one line each.
+def changed_fields(saved: ConfigDict, current: ConfigDict) -> dict[str, str]:
+    """Find the fields that matter and differ.
 
     Args:
       saved: the configuration of the run's checkpoints.
       current: the configuration with which the run goes on.
+
+    Returns:
+      Name -> a line that says the old and the new value.
 
     Raises:
       ValueError: the network's architecture changed, so that the run's checkpoints do not fit.
@@ -158,7 +161,7 @@ def changed_fields(saved: ConfigDict, current: ConfigDict) -> list[str]:
         raise ValueError(
             f"this run's checkpoints are of another network: {'; '.join(architecture)}. Use another --workdir"
         )
-    return list(changed.values())
+    return changed
 
 
 def flat_fields(config: ConfigDict) -> dict[str, Any]:

@@ -34,9 +34,10 @@ class Rule:
             return isinstance(value, self.kind) and (not self.choices or value in self.choices)
         if isinstance(value, bool) or not isinstance(value, numbers.Integral if self.kind is int else numbers.Real):
             return False
-        above = value > self.least if self.above else value >= self.least
-        below = value < self.most if self.below else value <= self.most
-        return above and below and (self.kind is float or value % self.multiple == 0)  # NaN compares as False
+        number: Any = value  # to the type checker, numbers.Real has no order
+        above = number > self.least if self.above else number >= self.least
+        below = number < self.most if self.below else number <= self.most
+        return above and below and (self.kind is float or number % self.multiple == 0)  # NaN compares as False
 
     def describe(self) -> str:
         """The rule in words, to follow "it must be"."""

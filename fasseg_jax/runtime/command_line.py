@@ -1,19 +1,42 @@
 """The programs' command lines: a mistake ends a program with one line, not with a traceback."""
 
 import importlib
+import os
 import sys
+import threading
+from typing import Any
 
 from absl import flags
 
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["parse_flags", "parse_size", "print_error"]
+__all__ = ["end_within", "parse_flags", "parse_size", "print_error"]
 
 
 def print_error(error: object, status: int) -> int:
     """Print one line on stderr, and return `status`."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
     return status
+
+
+def end_within(seconds: float, status: int, message: str = "") -> None:
+    """End the program after `seconds` if it still runs then, for example because a thread of a library is stuck.
+
+    Args:
+      seconds: from now.
+      status: the exit status.
+      message: is printed then.
+    """
+
+    def end() -> None:
+        if message:
+            print_error(message, status)
+        sys.stdout.flush()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -39,7 +62,7 @@ class _VersionFlag(flags.BooleanFlag):
     def __init__(self) -> None:
         super().__init__("version", False, "Print the version and end.")
 
-    def parse(self, argument: str | bool | None) -> None:
+    def parse(self, argument: Any) -> None:
         super().parse(argument)
         if self.value:  # imported now, because the package imports this module
             print(f"fasseg_jax {importlib.import_module('fasseg_jax').__version__}")

@@ -6,7 +6,7 @@ classes), and also holds what training needs to resume. The data need no state: 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.training.train_step import TrainState
-from fasseg_jax.weights.checkpoint import best_step, checkpoint_metadata, load_metadata
+from fasseg_jax.weights.checkpoint import CheckpointMetadata, best_step, checkpoint_metadata, load_metadata
 
 __all__ = ["CheckpointError", "RunCheckpoints"]
 
@@ -33,8 +33,15 @@ class RunCheckpoints:
     A run keeps its latest `config.train.keep_checkpoints` ones, and the best by mean IoU.
     """
 
-    def __init__(self, directory: str | Path, config: ConfigDict, classes: ClassTable):
-        """Open or make the directory, and remove what interrupted writes left behind."""
+    def __init__(self, directory: str | Path, config: ConfigDict, classes: ClassTable, samples: Mapping[str, int]):
+        """Open or make the directory, and remove what interrupted writes left behind.
+
+        Args:
+          directory: of the checkpoints.
+          config: the whole configuration, for the metadata of what is saved.
+          classes: of the data, likewise.
+          samples: number of samples of each split, likewise.
+        """
         policies = ocp.checkpoint_managers
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["mean_iou"], n=1, keep_checkpoints_without_metrics=False
@@ -52,7 +59,7 @@ class RunCheckpoints:
             ),
         )
         self._delete_removed()
-        self._metadata = checkpoint_metadata(config, classes)
+        self._metadata = checkpoint_metadata(config, classes, samples=samples)
 
     @property
     def latest_step(self) -> int | None:
@@ -69,9 +76,9 @@ class RunCheckpoints:
         """The directory of a step's checkpoint."""
         return self._manager.directory / str(step)
 
-    def saved_config(self, step: int) -> ConfigDict:
-        """The configuration that wrote a checkpoint."""
-        return load_metadata(self.path_of(step)).config
+    def metadata(self, step: int) -> CheckpointMetadata:
+        """What a step's checkpoint says of the run that wrote it."""
+        return load_metadata(self.path_of(step))
 
     def save(self, step: int, state: TrainState, mean_iou: float | None = None) -> None:
         """Begin to write the state after `step` steps. The arrays are copied before this returns.

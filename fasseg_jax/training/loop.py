@@ -1,59 +1,74 @@
 """A whole training, in chapters: mesh, data, model and optimizer, sharding, start or resume, loop, end."""
 
 import contextlib
+import time
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import changed_fields
+from fasseg_jax.config import flat_fields
 from fasseg_jax.data import TrainingBatches, open_source, read_ahead
+from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
+from fasseg_jax.runtime.command_line import end_within
 from fasseg_jax.runtime.compilation import release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
 from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.training.checkpoints import RunCheckpoints
 from fasseg_jax.training.evaluator import Evaluator
 from fasseg_jax.training.initialization import start_variables
 from fasseg_jax.training.metric_log import MetricLog, StepClock
 from fasseg_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from fasseg_jax.training.resume import check_resumed
 from fasseg_jax.training.train_step import TrainState, check_finite, make_train_step
 
 __all__ = ["train"]
 
 PROFILED_STEPS = range(10, 15)  # of this run; by then everything is compiled
+PATIENCE = 300  # seconds, in which a checkpoint that is being written can be finished
+OF_A_HOST = ("data.num_threads", "data.prefetch", "data.root")  # fields in which hosts may differ
 
 
-def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
+def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data: bool = False) -> int:
     """Run a training, or resume it from the latest checkpoint in `workdir`.
 
     Args:
       config: the whole configuration.
       workdir: the folder of the run, made if absent.
       profile: record five steps in WORKDIR/profile.
+      changed_data: resume although the data changed since the latest checkpoint.
 
     Returns:
       The exit status: 0, or `INTERRUPTED` if a signal ended the run and the same command resumes it.
 
     Raises:
-      ValueError: the configuration does not fit the devices, the data, or the run's checkpoints, or label files hold
-        nothing to learn.
+      ValueError: the configuration does not fit the devices, the data, or the run's checkpoints; label files hold
+        nothing to learn; another training runs in `workdir`; or another host was started otherwise.
       OSError: data or checkpoints cannot be read.
       NotFiniteError: a loss or a gradient is NaN or infinite.
       CheckpointError: a checkpoint cannot be read or written.
     """
     # Mesh
     mesh = make_mesh()
-    check_batch_size(config, mesh.size)
     on_first_host = jax.process_index() == 0
 
     # Data
-    training, validation = open_source(config, "training"), open_source(config, "validation")
-    label_notes = look_at_labels(training, config.data)
-    batches = TrainingBatches(training, config, config.train.seed, jax.process_index(), jax.process_count())
+    with fail_together():
+        check_batch_size(config, mesh.size)
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
+        training, validation = open_source(config, "training"), open_source(config, "validation")
+        label_notes = look_at_labels(training, config.data)
+        batches = TrainingBatches(training, config, config.train.seed, jax.process_index(), jax.process_count())
+    samples = {"training": len(training), "validation": len(validation)}
+    require_equal(run_facts(config, training.classes, samples))
 
     # Model and optimizer
     model = build_model(config.model)
@@ -72,15 +87,17 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
     shardings = state_shardings(state_shapes, mesh, config.train.shard_parameters)
 
     # Start or resume
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = RunCheckpoints(workdir / "checkpoints", config, training.classes)
+    checkpoints = RunCheckpoints(workdir / "checkpoints", config, training.classes, samples)
     first_step = checkpoints.latest_step or 0
-    log = MetricLog(workdir, config.train.steps, first_step, writes=on_first_host)
-    for line in label_notes:
+    with fail_together():
+        changes = []
+        if first_step:
+            saved = checkpoints.metadata(first_step)
+            changes = check_resumed(first_step, saved, config, training.classes, samples, changed_data)
+        log = MetricLog(workdir, config.train.steps, first_step, writes=on_first_host)
+    for line in [*label_notes, *(f"Changed since step {first_step}: {change}" for change in changes)]:
         log.say(line)
     if first_step:
-        for line in changed_fields(checkpoints.saved_config(first_step), config):
-            log.say(f"Changed since step {first_step}: {line}")
         state = checkpoints.restore(first_step, shape_dtype_structs(state_shapes, shardings))
         log.say(f"Resuming after step {first_step} of {config.train.steps}.")
     else:
@@ -96,13 +113,14 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
     clock = StepClock(config.train.batch_size)
     compiled = previous = None
     stop = False
-    with contextlib.closing(log), contextlib.closing(checkpoints):  # also after an error: they finish what they write
+    # Also after an error, what is being written is finished, if that does not take too long.
+    with lock, contextlib.closing(log), contextlib.closing(checkpoints), limited_end():
         for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
             if profile:
                 record_profile(step - first_step, workdir)
             images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
             if compiled is None:
-                compiled = compile_step(train_step, state, images, targets)
+                compiled = compile_step(train_step, state, images, targets, log)
             state, metrics = compiled(state, images, targets)
             if previous:
                 check_finite(*previous)  # of the step before, while the devices compute this one
@@ -131,6 +149,26 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> int:
         print(f"  python eval.py --checkpoint {best}")
         print(f"Pictures are in {workdir}/pictures, curves in {workdir}/tensorboard.")
     return INTERRUPTED if stop else 0
+
+
+def run_facts(config: ConfigDict, classes: ClassTable, samples: Mapping[str, int]) -> dict[str, str]:
+    """What must be the same on all hosts that train together: name -> value, in words."""
+    return {
+        **{f"the version of {name}": version for name, version in package_versions().items()},
+        **{f"config.{name}": repr(value) for name, value in flat_fields(config).items() if name not in OF_A_HOST},
+        **{f"class {class_id}": repr(name) for class_id, name in enumerate(classes.names)},
+        **{f"the number of {split} samples": str(number) for split, number in samples.items()},
+    }
+
+
+@contextlib.contextmanager
+def limited_end() -> Iterator[None]:
+    """After an error in the block, end the program after `PATIENCE` seconds, whatever it still does."""
+    try:
+        yield
+    except BaseException as error:
+        end_within(PATIENCE, 1, f"{error}; what ran in the background did not end within {PATIENCE} s, and was stopped")
+        raise
 
 
 def check_batch_size(config: ConfigDict, num_devices: int) -> None:
@@ -163,11 +201,14 @@ def due_after(step: int, settings: ConfigDict, stop: bool) -> Due:
 
 
 def compile_step(
-    train_step: jax.stages.Wrapped, state: TrainState, images: jax.Array, targets: Targets
+    train_step: jax.stages.Wrapped, state: TrainState, images: jax.Array, targets: Targets, log: MetricLog
 ) -> jax.stages.Compiled:
-    """Compile the step ahead of time, and free the memory that tracing and compiling took."""
+    """Compile the step ahead of time, say so, and free the memory that tracing and compiling took."""
+    log.say("Compiling the training step: half a minute to several minutes the first time, later seconds.")
+    begin = time.perf_counter()
     compiled = train_step.lower(state, images, targets).compile()
     release_compiler_memory(traces=True)
+    log.say(f"Compiled in {time.perf_counter() - begin:.0f} s.")
     return compiled
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: a directory, written by Orbax, with everything that prediction needs.
 
 variables/   the Flax variables
-metadata/    JSON: format, contents ("model" or "backbone"), configuration, class names and palette
+metadata/    JSON: format, contents ("model" or "backbone"), configuration, class names and palette, number of samples
 """
 
 import dataclasses
@@ -39,11 +39,16 @@ DATA_FILE_BYTES = 16 << 20  # Orbax collects that much in memory before it write
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointMetadata:
-    """A checkpoint without its variables; the attributes are those of `Checkpoint`."""
+    """A checkpoint without its variables; other attributes are those of `Checkpoint`.
+
+    Attributes:
+      samples: split -> number of the samples that the training had; empty if it is not known.
+    """
 
     config: ConfigDict
     classes: ClassTable
     contents: Contents = "model"
+    samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +146,16 @@ def save_checkpoint(
         )
 
 
-def checkpoint_metadata(config: ConfigDict, classes: ClassTable, contents: Contents = "model") -> dict[str, Any]:
-    """The metadata of a checkpoint, ready for JSON."""
+def checkpoint_metadata(
+    config: ConfigDict, classes: ClassTable, contents: Contents = "model", samples: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The metadata of a checkpoint, ready for JSON; the arguments are the attributes of `CheckpointMetadata`."""
     return {
         "format": FORMAT,
         "contents": contents,
         "config": config.to_dict(),
         "classes": {"names": classes.names, "palette": classes.palette.tolist()},
+        "samples": dict(samples or {}),
     }
 
 
@@ -242,6 +250,7 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
                 config=config,
                 classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
                 contents=metadata["contents"],
+                samples={split: int(number) for split, number in metadata.get("samples", {}).items()},
             )
     except ConfigError as error:
         raise ValueError(f"{path}: the checkpoint's configuration is wrong: {error}") from error

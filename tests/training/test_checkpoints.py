@@ -15,7 +15,8 @@ from fasseg_jax.weights.checkpoint import find_checkpoint, load_checkpoint
 
 
 def open_run(folder):
-    return RunCheckpoints(folder / "checkpoints", load_config("configs/shapes.py"), load_classes("shapes"))
+    samples = {"training": 40, "validation": 4}
+    return RunCheckpoints(folder / "checkpoints", load_config("configs/shapes.py"), load_classes("shapes"), samples)
 
 
 def save(run, *steps):

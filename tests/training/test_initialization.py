@@ -5,22 +5,22 @@ import numpy as np
 import pytest
 
 from fasseg_jax.data.classes import ClassTable, load_classes
-from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.training.initialization import start_variables
 from fasseg_jax.weights.checkpoint import save_checkpoint
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import random_variables, tiny_config
 
 
 @pytest.fixture(scope="module")
 def trained():
     """A model of the 19 Cityscapes classes: configuration and variables."""
     config = tiny_config()
-    return config, jax.device_get(jax.jit(lambda: initial_variables(build_model(config.model), seed=1))())
+    return config, random_variables(build_model(config.model), seed=1)
 
 
 @pytest.fixture(scope="module")
 def random(trained):
-    return jax.device_get(jax.jit(lambda: initial_variables(build_model(trained[0].model), seed=0))())
+    return random_variables(build_model(trained[0].model), seed=0)
 
 
 def same(one, other):
@@ -70,7 +70,7 @@ def test_backbone_alone(trained, random, tmp_path):
 
     # Converted for frozen batch norm, trained with batch norm: scale and bias become parameters.
     config.model.backbone.norm = "batch_norm"
-    trainable = jax.device_get(jax.jit(lambda: initial_variables(build_model(config.model), seed=0))())
+    trainable = random_variables(build_model(config.model), seed=0)
     variables, _ = start_variables(trainable, config, load_classes("cityscapes"))
     ours = variables["params"]["backbone"]["stem_norm"] | variables["batch_stats"]["backbone"]["stem_norm"]
     assert same(ours, weights["batch_stats"]["backbone"]["stem_norm"])
@@ -83,7 +83,7 @@ def test_another_model_is_refused(trained, random, tmp_path):
     config.train.init = str(tmp_path / "c")
     config.model.decoder.num_queries = 7
     config.model.pixel_decoder.num_layers = 2
-    other = jax.device_get(jax.jit(lambda: initial_variables(build_model(config.model), seed=0))())
+    other = random_variables(build_model(config.model), seed=0)
     with pytest.raises(ValueError, match="does not fit") as error:
         start_variables(other, config, load_classes("cityscapes"))
     assert "params/pixel_decoder/encoder_1/norm1/scale is missing" in str(error.value)

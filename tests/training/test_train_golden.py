@@ -1,5 +1,6 @@
 """Three training steps compared with the official program, at its points: losses, gradients, changed parameters."""
 
+import functools
 from collections import defaultdict
 from itertools import combinations
 
@@ -80,7 +81,8 @@ def run(golden):
     targets = Targets(jnp.asarray(labels), jnp.asarray(classes_present(labels, max_targets)))
     images = normalize(golden["images"])
 
-    @jax.jit
+    # Of the full size: here running costs more than compiling, which the tests' flags make fast.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def step(params, opt_state, points):
         def loss(params):
             predictions = model.apply({**variables, "params": params}, images, train=True, all_predictions="factored")

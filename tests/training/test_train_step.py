@@ -12,10 +12,11 @@ import optax
 import pytest
 
 from fasseg_jax.losses.targets import Targets
-from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.distributed import make_mesh, shard_batch
+from fasseg_jax.models.fasseg import build_model
+from fasseg_jax.runtime.distributed import make_mesh, replicated, shard_batch
 from fasseg_jax.training.optimizer import make_optimizer
 from fasseg_jax.training.train_step import TrainState, make_train_step
+from tests.helpers.tiny import random_variables
 from tests.helpers.training_runs import ROOT, environment
 
 
@@ -41,7 +42,7 @@ def batch(size=4):
 def start(config, optimizer=None):
     """Model, step function and state before the first step."""
     model = build_model(config.model)
-    variables = jax.jit(lambda: initial_variables(model, 0))()
+    variables = jax.device_put(random_variables(model), replicated(make_mesh()))
     optimizer = optimizer or make_optimizer(config, variables["params"])
     state = TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
     return make_train_step(config, model, optimizer, make_mesh(), state), state

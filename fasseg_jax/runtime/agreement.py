@@ -1,0 +1,64 @@
+"""Hosts that train together: an error on one ends all of them, and so does a difference between them."""
+
+import contextlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+
+from fasseg_jax.runtime.distributed import all_gather_objects
+
+__all__ = ["fail_together", "package_versions", "require_equal"]
+
+PACKAGES = ("fasseg_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # that decide what is computed
+
+
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """End the block with an error on every host if it ends so on one. Hosts must not wait for each other in the block.
+
+    Raises:
+      ValueError: the block raised an `OSError` or a `ValueError` on another host; the message names the host. A host
+        on which the block raised raises its own error.
+    """
+    own = None
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        own = error
+    messages = all_gather_objects(None if own is None else str(own))
+    if own is not None:
+        raise own
+    for host, message in enumerate(messages):
+        if message is not None:
+            raise ValueError(f"host {host}: {message}")
+
+
+def require_equal(facts: Mapping[str, str]) -> None:
+    """Raise a `ValueError` on every host unless all hosts have the same facts. All hosts must call it.
+
+    Args:
+      facts: name -> value, for example of a field of the configuration.
+    """
+    for host, others in enumerate(all_gather_objects(dict(facts))):
+        if host == 0:
+            first = others
+            continue
+        different = [
+            f"{name} is {others.get(name, 'absent')}, on host 0 {first.get(name, 'absent')}"
+            for name in sorted(first.keys() | others.keys())
+            if first.get(name) != others.get(name)
+        ]
+        if different:
+            more = f" (and {len(different) - 3} more differences)" if len(different) > 3 else ""
+            raise ValueError(
+                f"host {host} was started otherwise than host 0: {'; '.join(different[:3])}{more}. "
+                "Start the same program with the same configuration and data on all hosts"
+            )
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that decide what is computed."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
