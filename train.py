@@ -31,6 +31,9 @@ CHANGED_DATA = flags.DEFINE_bool("changed_data", False, "Resume a run although i
 PROFILE = flags.DEFINE_bool("profile", False, "Record five steps with jax.profiler, in WORKDIR/profile.")
 
 
+PATIENCE = 30  # seconds after an error, which threads of libraries and lost hosts may hold up the program
+
+
 def main(argv: list[str]) -> int:
     """Run the program and return its exit status."""
     logging.set_verbosity(logging.WARNING)
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> int:
         status = print_error(error, status=1)
     except (ValueError, OSError) as error:
         status = print_error(error, status=2)
-    end_within(30, status)  # threads of libraries, or hosts that are lost, may hold the program up
+    end_within(PATIENCE, status)
     return status
 
 

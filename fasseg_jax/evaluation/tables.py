@@ -62,6 +62,8 @@ def print_table(metrics: SegmentationMetrics, classes: ClassTable, console: Cons
     console.print(overall)
     note = f"Means are over the {num_present} classes (of {len(classes)}) that occur in the ground truth."
     console.print(f" [dim]{note}[/dim]")
+    if not np.isnan(metrics.mean_boundary_iou):
+        console.print(" [dim]Boundary IoU as published (Cheng et al., 2021), not what Detectron2 logs.[/dim]")
 
 
 def table_order(metrics: SegmentationMetrics) -> list[int]:

@@ -43,6 +43,25 @@ def test_resize_and_crop_equals_resizing_all(size, window):
         np.testing.assert_array_equal(got_labels, resize_all(ids, size, Image.Resampling.NEAREST)[inside])
 
 
+@pytest.mark.parametrize("size", [(37, 49), (64, 64), (131, 175), (180, 240)])
+def test_labels_lie_right_on_the_resized_photo(size):
+    """Each takes the pixel under its center; a border is within half a pixel of the photo's, on average at it."""
+    labels = np.arange(90 * 120, dtype=np.uint16).reshape(90, 120)
+    _, resized = resize_and_crop(np.zeros((90, 120, 3), np.uint8), labels, size, (0, 0, *size))
+    rows, columns = (
+        np.floor((np.arange(to) + 0.5) * of / to).astype(int) for to, of in zip(size, (90, 120), strict=True)
+    )
+    np.testing.assert_array_equal(resized, labels[np.ix_(rows, columns)])
+
+    offsets = []
+    for border in range(10, 110, 7):
+        halves = np.repeat((np.arange(120) >= border)[None], 90, axis=0)
+        photo = np.repeat(halves[..., None], 3, axis=2).astype(np.uint8) * 255
+        photo, half = resize_and_crop(photo, halves.astype(np.uint8), size, (0, 0, *size))
+        offsets.append((half == 0).mean() * size[1] - (1 - photo.mean() / 255) * size[1])
+    assert np.abs(offsets).max() < 0.55 and abs(np.mean(offsets)) < 0.2
+
+
 def plain_augment(image, labels, config, ignore_label, rng):
     """The recipe step by step, each step on the whole image."""
     short = rng.choice(config.short_sides)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -201,3 +202,81 @@ def test_mistakes(tmp_path, overrides, message):
     process = train(tmp_path, devices=4, status=2, **overrides)
     assert message in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
+
+
+def test_other_data_or_fewer_steps_than_done_are_refused(undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    process = train(workdir, status=2, train__steps=12, data__shapes__training=41)
+    assert "the training split had 40 samples, has 41" in process.stderr and "--changed_data" in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+    process = train(workdir, status=2, train__steps=11)
+    assert "config.train.steps = 11, but this run has done 12" in process.stderr
+
+
+def test_a_folder_takes_one_training(tmp_path):
+    """The second ends with one line and leaves the first alone."""
+    first = subprocess.Popen(
+        command(tmp_path, train__steps=12, train__checkpoint_every=3),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline().startswith("Starting from random weights")
+    second = train(tmp_path, status=2, train__steps=12, train__checkpoint_every=3)
+    assert f"process {first.pid} on" in second.stderr and "trains in this folder" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+    first.communicate(timeout=600)
+    assert first.returncode == 0 and sorted(metrics(tmp_path)) == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"train__seed": 1}, "host 1 was started otherwise than host 0: config.train.seed is 1, on host 0 0"),
+        ({"data__shapes__training": 41}, "training samples is 41, on host 0 40"),
+        ({"model__num_classes": 7}, "config.model.num_classes is 7, but the data have 6 classes"),
+    ],
+)
+def test_hosts_that_differ_end_before_they_compile(tmp_path, other, message):
+    hosts = start_hosts([command(tmp_path), command(tmp_path, **other)])
+    for host, process in enumerate(hosts):
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 2, errors
+        lines = [line for line in errors.splitlines() if line.startswith("train.py: ")]
+        assert len(lines) == 1 and message in lines[0], (host, errors)
+        assert "Traceback" not in errors and "Compiling" not in output
+
+
+STUCK = """
+import sys, threading, time
+from absl import app
+import fasseg_jax.training.checkpoints as checkpoints
+import fasseg_jax.training.loop as loop
+
+loop.PATIENCE = 2
+if sys.argv.pop(1) == "save":
+    checkpoints.RunCheckpoints.close = lambda self: time.sleep(600)
+else:
+    threading.Thread(target=time.sleep, args=(600,)).start()
+sys.path.insert(0, ".")
+import train
+train.PATIENCE = 2
+app.run(train.main, flags_parser=train.parse_flags)
+"""
+
+
+@pytest.mark.parametrize("stuck", ["save", "thread"])
+def test_a_training_with_an_error_ends_although_something_is_stuck(tmp_path, stuck):
+    _, _, *arguments = command(tmp_path, optimizer__learning_rate=1e12, train__steps=8, train__checkpoint_every=1)
+    process = subprocess.run(
+        [sys.executable, "-c", STUCK, stuck, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert "not finite" in process.stderr and "Traceback" not in process.stderr

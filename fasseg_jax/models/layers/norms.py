@@ -1,5 +1,7 @@
 """Normalization layers."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float
 
 from fasseg_jax.ops.layer_norm import EPSILON, layer_norm
 
-__all__ = ["FrozenBatchNorm", "LayerNorm", "batch_norm", "group_norm"]
+__all__ = ["BatchNorm", "FrozenBatchNorm", "LayerNorm", "batch_norm", "group_norm"]
 
 
 class LayerNorm(nn.Module):
@@ -44,6 +46,22 @@ class FrozenBatchNorm(nn.Module):
         return self.variable("batch_stats", name, init, (x.shape[-1],), jnp.float32).value
 
 
+class BatchNorm(nn.BatchNorm):
+    """Trained batch norm. Unlike Flax's, and like PyTorch's, the running variance is the unbiased one."""
+
+    def __call__(
+        self, x: Float[Array, "B h w C"], use_running_average: bool | None = None, **options: Any
+    ) -> Float[Array, "B h w C"]:
+        before = self.get_variable("batch_stats", "var")
+        y = super().__call__(x, use_running_average, **options)
+        if before is not None and not use_running_average:
+            kept = self.momentum * before
+            n = x.size // x.shape[-1]  # values of a channel
+            after = self.get_variable("batch_stats", "var")
+            self.put_variable("batch_stats", "var", kept + (after - kept) * (n / max(n - 1, 1)))
+        return y
+
+
 def batch_norm(kind: str, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The batch norm `kind`, called as `norm(x, use_running_average=not train)`.
 
@@ -52,7 +70,7 @@ def batch_norm(kind: str, dtype: DTypeLike, name: str | None) -> nn.Module:
     """
     if kind == "frozen_batch_norm":
         return FrozenBatchNorm(dtype, name=name)
-    return nn.BatchNorm(momentum=0.9, epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+    return BatchNorm(momentum=0.9, epsilon=EPSILON, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def group_norm(dtype: DTypeLike, name: str) -> nn.GroupNorm:
