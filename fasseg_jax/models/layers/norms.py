@@ -52,12 +52,12 @@ class BatchNorm(nn.BatchNorm):
     def __call__(
         self, x: Float[Array, "B h w C"], use_running_average: bool | None = None, **options: Any
     ) -> Float[Array, "B h w C"]:
-        before = self.get_variable("batch_stats", "var")
+        before: jax.Array | None = self.get_variable("batch_stats", "var")
         y = super().__call__(x, use_running_average, **options)
         if before is not None and not use_running_average:
             kept = self.momentum * before
             n = x.size // x.shape[-1]  # values of a channel
-            after = self.get_variable("batch_stats", "var")
+            after: jax.Array = self.get_variable("batch_stats", "var")
             self.put_variable("batch_stats", "var", kept + (after - kept) * (n / max(n - 1, 1)))
         return y
 
