@@ -5,13 +5,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "SIZE_DIVISOR", "normalize", "resize_photo", "resized_size"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "normalize", "resize_photo", "resized_size"]
 
 # ImageNet's, for RGB values 0 to 255.
 PIXEL_MEAN = np.array([123.675, 116.280, 103.530], np.float32)
 PIXEL_STD = np.array([58.395, 57.120, 57.375], np.float32)
-
-SIZE_DIVISOR = 32  # the coarsest stride: both sides of the network's input are multiples of it
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> tuple[int, int]:
