@@ -146,7 +146,7 @@ def test_changed_configuration(undisturbed, tmp_path):
     process = train(workdir, train__steps=12, optimizer__weight_decay=0.1, train__log_every=2)
     assert "Changed since step 12: config.optimizer.weight_decay was 0.05, is 0.1" in process.stdout
     assert "log_every" not in process.stdout
-    process = train(workdir, status=2, model__decoder__num_queries=8)
+    process = train(workdir, status=2, train__steps=12, model__decoder__num_queries=8)
     assert "config.model.decoder.num_queries was 9, is 8" in process.stderr
 
 
