@@ -21,8 +21,6 @@ Exit status: 0 all done; 1 a photo or some frames could not be read (the others 
 wrong usage; 75 a video was interrupted (it can be played as far as it goes).
 """
 
-from pathlib import Path
-
 from absl import app, flags, logging
 
 from fasseg_jax.config import config_flags
@@ -38,6 +36,7 @@ from fasseg_jax.inference.video import CAMERA, VideoError, is_video
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_device
+from fasseg_jax.runtime.files import Path, require_regular_file
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
@@ -124,8 +123,10 @@ def read_options(argv: list[str]) -> PredictionOptions:
     if INPUT.value and is_video(INPUT.value):
         if SCORES.value or EXPLAIN.value:
             raise ValueError("--scores and --explain are for photos, not for videos")
-        if not INPUT.value.startswith(CAMERA) and not Path(INPUT.value).is_file():
-            raise ValueError(f"--input {INPUT.value}: there is no such file")
+        if not INPUT.value.startswith(CAMERA):
+            require_regular_file(Path(INPUT.value))
+            if not Path(INPUT.value).is_file():
+                raise ValueError(f"--input {INPUT.value}: there is no such file")
     if Path(OUTPUT.value).exists() and not Path(OUTPUT.value).is_dir():
         raise ValueError(f"--output {OUTPUT.value} is a file; give a folder")
     return PredictionOptions(

@@ -184,6 +184,8 @@ def segment_camera_or_video(segmenter: Segmenter, source: str, options: Predicti
     print(f"Frames segmented: {summary.frames}, {rate:.2f} per second, compilation included. Sound is left out.")
     if summary.frames:
         print(f"The video is {summary.path}.")
+    for note in summary.notes:
+        print(note)
     if summary.damaged:
         print(f"{summary.damaged} frames were damaged: the decoder has filled in parts of them.")
     return summary

@@ -1,7 +1,8 @@
 """Segmentation of a video or of a camera's images: frames in, an H.264 video with the overlay out (PyAV, no sound)."""
 
+import contextlib
 import dataclasses
-import sys
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.inference.video_reader import CAMERA, Frame, VideoError, VideoReader, is_video, local_url
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.visualization.legend import VideoLegend
 from fasseg_jax.visualization.overlay import blend
@@ -24,15 +26,7 @@ try:
 except ImportError:
     av = None  # type: ignore[assignment]  # an optional extra; `VideoReader` asks for it
 
-VIDEO_EXTENSIONS = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"])
-CAMERA = "camera:"  # prefix of a camera's number, or on Windows of its name
-# By platform, FFmpeg's input device and how it names a camera.
-CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none"), "win32": ("dshow", "video={}")}
 QUALITY = {"crf": "18", "preset": "veryfast"}  # of x264: no visible loss
-
-
-class VideoError(ValueError):
-    """A video or camera cannot be read; the message names it and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +40,7 @@ class VideoSummary:
       damaged: number of frames of which the decoder had to fill in a part.
       seconds: duration of the whole, compilation included.
       stopped: whether it was stopped before its end. The video can be played as far as it goes.
+      notes: what the source left open, and how it was decided; a sentence each.
     """
 
     path: Path
@@ -54,24 +49,7 @@ class VideoSummary:
     damaged: int
     seconds: float
     stopped: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """One image of a video.
-
-    Attributes:
-      image: RGB, upright.
-      time: seconds since the first frame.
-    """
-
-    image: UInt8[np.ndarray, "H W 3"]
-    time: Fraction
-
-
-def is_video(source: str) -> bool:
-    """Whether an input is a camera ("camera:0") or, by its extension, a video."""
-    return source.startswith(CAMERA) or Path(source).suffix.lower() in VIDEO_EXTENSIONS
+    notes: tuple[str, ...] = ()
 
 
 def segment_video(
@@ -101,7 +79,8 @@ def segment_video(
     if segmenter.classes is None:
         raise ValueError("a video's legend needs a segmenter with classes")
     start = time.perf_counter()
-    name = source.replace(":", "") if source.startswith(CAMERA) else Path(source).stem
+    # On Windows a camera has a name, which may hold what a file's name must not.
+    name = re.sub(r"[^\w -]", "", source) if source.startswith(CAMERA) else Path(source).stem
     path = folder / f"{name}_overlay.mp4"
     frames = 0
     with VideoReader(source) as reader:
@@ -112,8 +91,9 @@ def segment_video(
                 frames += 1
     if not frames and not stopped():
         raise VideoError(f"{source}: no frame could be decoded")
-    lost = reader.failed if stopped() else max(reader.failed, (reader.announced or 0) - frames)
-    return VideoSummary(path, frames, lost, reader.damaged, time.perf_counter() - start, stopped())
+    lost = reader.failed if stopped() else max(reader.failed, (reader.announced or 0) - reader.reached)
+    seconds = time.perf_counter() - start
+    return VideoSummary(path, frames, lost, reader.damaged, seconds, stopped(), reader.notes)
 
 
 def _segment_in_order(
@@ -139,91 +119,6 @@ def _segment_in_order(
                 next_index += 1
     except FloatingPointError as error:
         raise FloatingPointError(f"frame {error}") from None
-
-
-class VideoReader:
-    """The frames of a video or camera, in order, all in the size of the first.
-
-    Attributes:
-      rate: average frames per second, as the file states it.
-      announced: number of frames, as the file states it; None if it does not.
-      failed: how often decoding has failed so far.
-      damaged: number of frames so far of which the decoder had to fill in a part.
-    """
-
-    def __init__(self, source: str):
-        """Open a video file or "camera:0"; raises `VideoError`."""
-        if av is None:
-            raise VideoError('videos and cameras need PyAV: pip install -e ".[video]"')
-        name, device = _ffmpeg_input(source)
-        try:
-            self._container = av.open(name, "r", device)
-        except av.error.FFmpegError as error:
-            raise VideoError(f"{source}: {_reason(source, error)}") from error
-        if not self._container.streams.video:
-            held = ", ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
-            self._container.close()
-            raise VideoError(f"{source}: holds no video, only {held}")
-        stream = self._container.streams.video[0]
-        stream.thread_type = "NONE"  # with threads the decoder does not report all damaged frames
-        self.rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        self.announced = stream.frames or None
-        self.failed = self.damaged = 0
-
-    def __enter__(self) -> "VideoReader":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._container.close()
-
-    def __iter__(self) -> Iterator[Frame]:
-        """Decode; a frame that cannot be decoded is counted in `failed` and left out."""
-        size, first = None, None
-        for number, frame in enumerate(self._decoded()):
-            self.damaged += frame.is_corrupt
-            size = size or (frame.width, frame.height)
-            image = frame.reformat(*size, format="rgb24").to_ndarray()
-            image = np.rot90(image, round(frame.rotation / 90))  # phones often store videos on their side
-            seconds = number / self.rate
-            if frame.pts is not None and frame.time_base is not None:
-                seconds = frame.pts * frame.time_base
-            first = seconds if first is None else first
-            yield Frame(np.ascontiguousarray(image), seconds - first)
-
-    def _decoded(self) -> Iterator["av.VideoFrame"]:
-        packets = self._container.demux(video=0)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.error.FFmpegError:  # the file ends here, or the camera was unplugged
-                self.failed += 1
-                return
-            try:
-                for frame in packet.decode():
-                    assert isinstance(frame, av.VideoFrame)  # only the video stream is demultiplexed
-                    yield frame
-            except av.error.FFmpegError:
-                self.failed += 1
-
-
-def _ffmpeg_input(source: str) -> tuple[str, str | None]:
-    """FFmpeg's name of a source, and its input device if the source is a camera."""
-    if not source.startswith(CAMERA):
-        return str(Path(source)), None
-    if sys.platform not in CAMERAS:
-        raise VideoError(f"{source}: cameras can be read on {', '.join(CAMERAS)}, not on {sys.platform}")
-    device, name = CAMERAS[sys.platform]
-    return name.format(source.removeprefix(CAMERA)), device
-
-
-def _reason(source: str, error: "av.error.FFmpegError") -> str:
-    if source.startswith(CAMERA):
-        return f"there is no such camera, or another program uses it ({error.strerror})"
-    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-        return "not a video that FFmpeg reads, or a damaged one"
-    return str(error.strerror)
 
 
 class VideoWriter:
@@ -268,9 +163,11 @@ class VideoWriter:
             self._pending.result()
 
     def _draw(self, frame: Frame, labels: np.ndarray) -> None:
-        # H.264 stores one color for four pixels: a last odd row or column is left out.
-        height, width = (side // 2 * 2 for side in labels.shape)
+        # H.264 stores one color for four pixels: a last odd row or column is left out, and a single one doubled.
+        height, width = (max(2, side // 2 * 2) for side in labels.shape)
         picture = blend(frame.image, labels, self._classes.palette)[:height, :width]
+        missing = height - picture.shape[0], width - picture.shape[1]
+        picture = np.pad(picture, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="edge")
         if self._encoder is None:
             self._legend = VideoLegend(self._classes, width, self._warning)
             self._encoder = _Encoder(self._path, (height + self._legend.height, width), self._rate)
@@ -278,24 +175,38 @@ class VideoWriter:
 
 
 class _Encoder:
-    """An H.264 file that is open for writing."""
+    """An H.264 file that is open for writing. Its methods raise an `OSError` that names the file."""
 
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
-        self._stream = self._container.add_stream("libx264", rate=rate, options=QUALITY)
-        self._stream.height, self._stream.width = size
-        self._stream.pix_fmt = "yuv420p"
-        self._time_base = Fraction(1, 90_000)  # seconds; fine enough for the times of any source
-        self._stream.codec_context.time_base = self._time_base
+        self._path, self._size = path, size
+        with self._named_errors():
+            self._container = av.open(local_url(path), "w", options={"movflags": "faststart"})
+            self._stream = self._container.add_stream("libx264", rate=rate, options=QUALITY)
+            self._stream.height, self._stream.width = size
+            self._stream.pix_fmt = "yuv420p"
+            self._time_base = Fraction(1, 90_000)  # seconds; fine enough for the times of any source
+            self._stream.codec_context.time_base = self._time_base
         self._last_time = -1  # in units of the time base
 
     def add(self, picture: UInt8[np.ndarray, "H W 3"], seconds: Fraction) -> None:
         frame = av.VideoFrame.from_ndarray(picture, "rgb24")
         self._last_time = max(self._last_time + 1, round(seconds / self._time_base))
         frame.time_base, frame.pts = self._time_base, self._last_time
-        self._container.mux(self._stream.encode(frame))
+        with self._named_errors():
+            self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        self._container.mux(self._stream.encode())
-        self._container.close()
+        with self._named_errors(), self._container:
+            if self._stream.codec_context.is_open:  # it is not if H.264 cannot hold frames of this size
+                self._container.mux(self._stream.encode())
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError):  # such as a full disk
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
+            height, width = self._size
+            raise OSError(f"{self._path}: FFmpeg cannot write H.264 of {width}x{height} pixels, {error}") from error

@@ -1,6 +1,7 @@
 """Videos of a few generated frames, written and read back."""
 
 import json
+import os
 import re
 import sys
 from fractions import Fraction
@@ -12,70 +13,24 @@ import pytest
 from PIL import Image
 
 from fasseg_jax.data.classes import load_classes
-from fasseg_jax.inference import video
+from fasseg_jax.inference import video, video_reader
 from fasseg_jax.inference.explain import explain
 from fasseg_jax.inference.explanation_page import draw_explanation
 from fasseg_jax.inference.segmenter import Segmenter
-from fasseg_jax.inference.video import VideoError, VideoReader, is_video, segment_video
+from fasseg_jax.inference.video import VideoError, VideoReader, segment_video
 from fasseg_jax.visualization.legend import VideoLegend
 from fasseg_jax.visualization.overlay import blend
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers.tiny import photo, tiny_model
+from tests.helpers.videos import Thresholds, read, write
 from tests.inference.test_predict import MANY_RUNS, run
 
 CLASSES = load_classes("cityscapes")
-QUALITY = {"crf": "10", "g": "5"}
 
 
 def frames(count=10, size=(96, 128)):
     """Soft patches that wander to the right."""
     return [np.roll(photo(*size), 6 * index, axis=1) for index in range(count)]
-
-
-def write(path, images, times=None, rotation=None):
-    """Write a video; `times` in milliseconds, by default 25 frames per second."""
-    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
-        stream = container.add_stream("libx264", rate=25, options=QUALITY)
-        stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
-        for index, image in enumerate(images):
-            frame = av.VideoFrame.from_ndarray(image, "rgb24")
-            frame.time_base, frame.pts = Fraction(1, 1000), times[index] if times else 40 * index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return str(path)
-
-
-def read(path):
-    with VideoReader(str(path)) as reader:
-        return list(reader), reader
-
-
-class Thresholds(Segmenter):
-    """In place of a network: the class of a pixel is its red value by 14. Results come in pairs, the later first."""
-
-    classes = CLASSES
-    sizes = None
-
-    def __init__(self):
-        pass
-
-    def label(self, image):
-        return (image[..., 0] // 14).astype(np.uint8)
-
-    def segment_all(self, photos, batch_size=1):
-        self.sizes = set()
-        held = []
-        for key, image in photos:
-            self.sizes.add(image.shape)
-            held.append((key, self.label(image)))
-            if len(held) == 2:
-                yield from held[::-1]
-                held = []
-        yield from held
 
 
 def video_errors(source, written, label):
@@ -146,16 +101,6 @@ def test_odd_sizes_lose_a_row_and_a_column(tmp_path):
     assert written[0].image.shape == (64 + VideoLegend(CLASSES, 82).height, 82, 3)
 
 
-@pytest.mark.parametrize("rotation", [0, 90, 180, -90])
-def test_videos_of_phones_are_turned_upright(tmp_path, rotation):
-    image = np.zeros((64, 96, 3), np.uint8)
-    image[:32, :48] = (220, 20, 20)  # the upper left is red
-    given, _ = read(write(tmp_path / "video.mp4", [image] * 2, rotation=rotation))
-    expected = np.rot90(image, rotation // 90)  # counter-clockwise
-    assert given[0].image.shape == expected.shape
-    assert np.abs(given[0].image.astype(int) - expected).mean() < 6
-
-
 def test_damaged_videos_are_read_as_far_as_they_go(tmp_path):
     source = Path(write(tmp_path / "video.mp4", frames(24)))
     data = source.read_bytes()
@@ -197,14 +142,14 @@ def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
         with pytest.raises(VideoError, match=message):
             segment_video(Thresholds(), source, tmp_path)
     assert sorted(tmp_path.iterdir()) == before  # nothing half done is left
-    monkeypatch.setattr(video, "av", None)
+    monkeypatch.setattr(video_reader, "av", None)
     with pytest.raises(VideoError, match=r"pip install -e '?\"?\.\[video\]"):
         VideoReader("video.mp4")
 
 
 def test_a_camera_runs_until_it_is_stopped(tmp_path, monkeypatch):
     """FFmpeg's endless test picture in place of a camera."""
-    monkeypatch.setitem(video.CAMERAS, sys.platform, ("lavfi", "testsrc=size=64x48:rate=20:duration={}"))
+    monkeypatch.setitem(video_reader.CAMERAS, sys.platform, ("lavfi", "testsrc=size=64x48:rate=20:duration={}"))
     asked = []
 
     def stopped():
@@ -249,14 +194,6 @@ def test_colors_and_places_in_the_legend_stay():
     assert places[4].keys() == {9}
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [("camera:0", True), ("a/video.MP4", True), ("x.webm", True), ("photo.jpg", False), ("photos", False)],
-)
-def test_inputs_are_told_apart(source, expected):
-    assert is_video(source) == expected
-
-
 @pytest.mark.slow
 def test_predict_takes_videos_and_explains_photos(tmp_path):
     """predict.py as a user calls it."""
@@ -265,10 +202,16 @@ def test_predict_takes_videos_and_explains_photos(tmp_path):
     (tmp_path / "short.mp4").write_bytes(data[: len(data) * 6 // 10])
     (tmp_path / "text.mp4").write_text("not a video")
     Image.fromarray(photo(64, 96)).save(tmp_path / "photo.png")
+    Image.fromarray(photo(64, 96)).save(tmp_path / "10:30.jpg")
+    write(tmp_path / "9:1.avi", [photo(1, 1)] * 2, codec="rawvideo", pixels="bgr24")
+    os.mkfifo(tmp_path / "pipe.mp4")
     cases = [  # arguments, exit status, what the error says
         (["--input=video.mp4"], 0, ""),
         (["--input=short.mp4"], 1, "short.mp4: .* frames could not be decoded and are left out"),
         (["--input=text.mp4"], 1, "text.mp4: not a video that FFmpeg reads"),
+        (["--input=9:1.avi"], 0, ""),
+        (["--input=10:30.jpg"], 0, ""),
+        (["--input=pipe.mp4"], 2, "is a pipe or a device, not a file: 'pipe.mp4'"),
         (["--input=camera:77"], 1, "camera:77: there is no such camera"),
         (["--input=absent.mp4"], 2, "absent.mp4: there is no such file"),
         (["--input=video.mp4", "--scores"], 2, "--scores and --explain are for photos"),
@@ -291,6 +234,7 @@ def test_predict_takes_videos_and_explains_photos(tmp_path):
         "photo_overlay.png",
         "photo_explanation.png",
     }
+    assert (tmp_path / "out/10:30_overlay.png").exists() and len(read(tmp_path / "out/9:1_overlay.mp4")[0]) == 2
     segmenter = Segmenter(*tiny_model(), CLASSES)
     videos = str(tmp_path / "video.mp4"), tmp_path / "out/video_overlay.mp4"
     errors = list(video_errors(*videos, lambda image: segmenter(image).labels))
