@@ -14,6 +14,7 @@ __all__ = [
     "ClassTable",
     "DataError",
     "check_num_classes",
+    "excerpt",
     "is_number",
     "load_classes",
     "read_table_text",
@@ -125,9 +126,14 @@ def is_number(text: str, largest: int) -> bool:
     return text.isdecimal() and len(text) <= 9 and int(text) <= largest
 
 
+def excerpt(text: str | None) -> str:
+    """The beginning of a text, in quotes, for a message: what a file holds may be megabytes long."""
+    return repr(text if text is None or len(text) <= 60 else f"{text[:60]}...")
+
+
 def _class_name(row: dict[str, str], line: str, expected_id: int) -> str:
     if row["id"] != str(expected_id):
-        raise DataError(f"{line}: expected id {expected_id} (ids run from 0 without gaps), got {row['id']!r}")
+        raise DataError(f"{line}: expected id {expected_id} (ids run from 0 without gaps), got {excerpt(row['id'])}")
     if not row["name"]:
         raise DataError(f"{line}: the class has no name")
     return row["name"]
@@ -136,9 +142,8 @@ def _class_name(row: dict[str, str], line: str, expected_id: int) -> str:
 def _numbers(row: dict[str, str], columns: Iterable[str], line: str, largest: int) -> list[int]:
     texts = [row[column] or "" for column in columns]
     if not all(is_number(text, largest) for text in texts):
-        raise DataError(
-            f"{line}: {', '.join(columns)} must be whole numbers from 0 to {largest}, got {', '.join(texts)}"
-        )
+        got = ", ".join(map(excerpt, texts))
+        raise DataError(f"{line}: {', '.join(columns)} must be whole numbers from 0 to {largest}, got {got}")
     return [int(text) for text in texts]
 
 

@@ -87,7 +87,7 @@ def open_image(file: str | os.PathLike | IO[bytes]) -> Iterator[Image.Image]:
     """Open an image with at most `MAX_PIXELS`, in place of Pillow's own limit; several threads may do so at once.
 
     Raises:
-      PhotoError: the image has more pixels.
+      PhotoError: the image has more pixels, or is PostScript.
       Exception: nearly any, if the file is no image; `reason` says why.
     """
     if isinstance(file, str | os.PathLike):
@@ -95,6 +95,8 @@ def open_image(file: str | os.PathLike | IO[bytes]) -> Iterator[Image.Image]:
     with _LIMIT, _LIMIT.open(file) as image:
         if image.width * image.height > MAX_PIXELS:
             raise PhotoError(f"more than {MAX_PIXELS // 10**6} million pixels; scale it down first")
+        if image.format == "EPS":  # Pillow would hand it to Ghostscript; it is a program, which may never end
+            raise PhotoError("holds PostScript, not pixels; save it as PNG")
         yield image
 
 

@@ -23,6 +23,7 @@ import numpy as np
 __all__ = ["ExportedModel", "FORMAT", "load"]
 
 FORMAT = 1  # of the file; every other number is refused
+MAX_RATIO = 3  # of what a file decompresses to; weights hardly shrink
 
 
 class ExportedModel:
@@ -69,29 +70,78 @@ def load(path: str | os.PathLike) -> ExportedModel:
     contents = _read(file)
     if "metadata" not in contents:
         raise ValueError(f"{file}: not an exported model; python -m fasseg_jax.export writes one")
-    metadata = json.loads(contents["metadata"].tobytes())
-    if metadata["format"] != FORMAT:
-        raise ValueError(f"{file}: has format {metadata['format']}; use load_exported.py of the version that wrote it")
-    oldest = jax.export.minimum_supported_calling_convention_version
-    newest = jax.export.maximum_supported_calling_convention_version
-    if not oldest <= metadata["calling_convention"] <= newest:
-        raise ValueError(
-            f"{file}: JAX {metadata['jax']} exported it, which JAX {jax.__version__} cannot run; export it again"
-        )
+    metadata = _metadata(file, contents["metadata"].tobytes())
     weights = contents
     if separate := metadata["weights_file"]:
         weights_file = file.with_name(separate["name"])
         if weights_file.is_file() and hashlib.sha256(weights_file.read_bytes()).hexdigest() != separate["sha256"]:
             raise ValueError(f"{weights_file}: not the weights that {file.name} was exported with, or damaged")
         weights = _read(weights_file)
-    return ExportedModel(metadata, contents, {name: weights[name] for name in metadata["weights"]})
+    try:
+        return ExportedModel(metadata, contents, {name: weights[name] for name in metadata["weights"]})
+    except Exception as error:  # jax.export raises nearly anything for damaged bytes
+        raise _damaged(file, error) from error
+
+
+def _metadata(file: Path, text: bytes) -> dict[str, Any]:
+    """The metadata, of which every field that is read has its kind."""
+    try:
+        metadata = json.loads(text)
+        if metadata["format"] == FORMAT:
+            _check_kinds(metadata)
+    except Exception as error:
+        raise _damaged(file, error) from error
+    if metadata["format"] != FORMAT:
+        version = str(metadata["format"])[:20]
+        raise ValueError(f"{file}: has format {version}; use load_exported.py of the version that wrote it")
+    oldest = jax.export.minimum_supported_calling_convention_version
+    newest = jax.export.maximum_supported_calling_convention_version
+    if not oldest <= metadata["calling_convention"] <= newest:
+        version = str(metadata["jax"])[:20]
+        raise ValueError(f"{file}: JAX {version} exported it, which JAX {jax.__version__} cannot run; export it again")
+    return metadata
+
+
+def _check_kinds(metadata: dict[str, Any]) -> None:
+    names, palette = metadata["classes"]["names"], np.array(metadata["classes"]["palette"])
+    separate = metadata["weights_file"]
+    right = {
+        "format": type(metadata["format"]) is int,
+        "jax": isinstance(metadata["jax"], str),
+        "calling_convention": type(metadata["calling_convention"]) is int,
+        "sizes": _is_list(metadata["sizes"], list)
+        and all(len(size) == 2 and _is_list(size, int) and min(size) > 0 for size in metadata["sizes"]),
+        "classes": _is_list(names, str)
+        and palette.shape == (len(names), 3)
+        and palette.dtype == np.int64
+        and 0 <= palette.min() <= palette.max() <= 255,
+        "platforms": _is_list(metadata["platforms"], str),
+        "weights": _is_list(metadata["weights"], str),
+        # A file beside this one, not anywhere else.
+        "weights_file": separate is None
+        or (isinstance(separate["sha256"], str) and Path(separate["name"]).name == separate["name"] != ""),
+    }
+    if wrong := [name for name, is_right in right.items() if not is_right]:
+        raise ValueError(f"wrong metadata: {', '.join(wrong)}")
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is kind for item in value)
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
     try:
+        with zipfile.ZipFile(file) as archive:
+            if sum(record.file_size for record in archive.infolist()) > MAX_RATIO * file.stat().st_size:
+                raise ValueError(f"decompresses to more than {MAX_RATIO} times its size")
         with np.load(file, allow_pickle=False) as archive:
             return dict(archive)
-    except (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file}: damaged, or not an exported model ({error})") from error
+    except Exception as error:  # zipfile and NumPy raise nearly anything for damaged bytes
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(f"{file}: damaged, or not an exported model ({reason[:200]})")

@@ -13,6 +13,7 @@ from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.weights.checkpoint import Checkpoint, checkpoint_metadata, find_checkpoint, load_metadata
 from fasseg_jax.weights.hugging_face import read_hugging_face
 from fasseg_jax.weights.hugging_face_config import describe_model, read_configuration
+from tests.helpers.mutation import mutations
 from tests.helpers.tiny import tiny_config
 
 WRONG = ["100", -1, 0, 1.5, True, None, [], {}, 10**12, float("nan"), [1, 2, 3, "4"], "x" * 10_000]
@@ -63,6 +64,31 @@ def test_checkpoints_with_wrong_metadata(tmp_path):
         with pytest.raises(ValueError) as error:
             load_metadata(folder)
         assert str(folder) in str(error.value) and len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_metadata(tmp_path, count):
+    right = json.dumps(checkpoint_metadata(base_config(), load_classes("cityscapes")))
+    folder = checkpoint_folder(tmp_path / "checkpoint", right)
+    file = folder / "metadata" / "metadata"
+    refused = 0
+    for content in mutations(right.encode(), count):
+        file.write_bytes(content)
+        try:
+            load_metadata(folder)
+        except ValueError as error:
+            assert str(folder) in str(error) and len(str(error)) < 600 + len(str(folder)) and "\n" not in str(error)
+            refused += 1
+    assert refused > count / 2
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_configurations_of_transformers(tmp_path, count):
+    for content in mutations(json.dumps(description()).encode(), count):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises((ValueError, FileNotFoundError)) as error:  # FileNotFoundError: it asks for the weights
+            read_hugging_face(tmp_path)
+        assert str(tmp_path) in str(error.value) and len(str(error.value)) < 12_000
 
 
 def test_a_folder_of_transformers_is_no_checkpoint(tmp_path):

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 from ml_collections import ConfigDict
 
-from fasseg_jax.data.classes import ClassTable, DataError, is_number, load_classes, read_table_text
+from fasseg_jax.data.classes import ClassTable, DataError, excerpt, is_number, load_classes, read_table_text
 from fasseg_jax.data.images import list_photos
 from fasseg_jax.data.labels import (
     LABEL_EXTENSIONS,
@@ -168,7 +168,8 @@ def folder_classes(root: Path) -> ClassTable:
         class_id, *name, red, green, blue = line.split() if len(line.split()) >= 5 else ["", "", "", "", ""]
         color = [int(text) for text in (red, green, blue) if is_number(text, largest=255)]
         if class_id != str(len(names)) or len(color) != 3:
-            raise DataError(f"{file}, line {number}: expected '{len(names)} NAME R G B' (0 to 255), got {line!r}")
+            expected = f"'{len(names)} NAME R G B' (0 to 255)"
+            raise DataError(f"{file}, line {number}: expected {expected}, got {excerpt(line)}")
         names.append(" ".join(name))
         palette.append(color)
     if not names:
