@@ -93,7 +93,10 @@ class VideoReader:
             held = ", ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
             self._container.close()
             raise VideoError(f"{source}: holds no video, only {held}")
-        stream = self._container.streams.video[0]
+        # The one that players choose: not the picture of a cover, which may come first.
+        stream = self._container.streams.best("video") or self._container.streams.video[0]
+        assert isinstance(stream, av.VideoStream)
+        self._stream = stream
         stream.thread_type = "NONE"  # with threads the decoder does not report all damaged frames
         stated = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         self.rate = next((rate for rate in stated if RATES[0] <= rate <= RATES[1]), DEFAULT_RATE)
@@ -175,7 +178,7 @@ class VideoReader:
         return orientation
 
     def _decoded(self) -> Iterator["av.VideoFrame"]:
-        packets = self._container.demux(video=0)
+        packets = self._container.demux(self._stream)
         while True:
             try:
                 packet = next(packets)
@@ -219,6 +222,6 @@ def _reason(source: str, error: Exception) -> str:
         return f"there is no such camera, or another program uses it ({getattr(error, 'strerror', error)})"
     if isinstance(error, OSError) and error.errno == errno.EPERM:  # FFmpeg's word for lists that name absolute paths
         return PLAYLIST
-    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+    if isinstance(error, av.error.InvalidDataError | av.error.EOFError | av.error.ArgumentError):
         return "not a video that FFmpeg reads, or a damaged one"
     return str(getattr(error, "strerror", error))

@@ -1,6 +1,7 @@
 """The programs' command lines: a mistake ends a program with one line, not with a traceback."""
 
 import importlib
+import io
 import os
 import sys
 import threading
@@ -44,6 +45,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
     A mistake in it ends the program with one line and status 2. --help and --version end it with status 0.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "version" not in flags.FLAGS:
         flags.DEFINE_flag(_VersionFlag())
     try:

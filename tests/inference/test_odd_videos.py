@@ -1,6 +1,8 @@
 """Videos that are unusual but right, and files that only look like videos."""
 
 import os
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -142,3 +144,39 @@ def test_pipes_devices_and_folders_are_refused(tmp_path):
         with pytest.raises(VideoError, match=message) as error:
             VideoReader(str(tmp_path / name))
         assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_of_several_streams_that_of_players_is_taken(tmp_path):
+    """Cover pictures and thumbnails are streams of one frame, and may come first; the file marks the video."""
+    images = [photo(48, 64, seed) for seed in range(6)]
+    with av.open(str(tmp_path / "video.mov"), "w") as container:
+        still, stream = (container.add_stream("png", rate=25) for _ in range(2))
+        stream.disposition = av.stream.Disposition.default
+        still.height, still.width, still.pix_fmt = 20, 30, "rgb24"
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+        container.mux(still.encode(av.VideoFrame.from_ndarray(photo(20, 30), "rgb24")))
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(still.encode())
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / "video.mov")) as container:
+        assert container.streams.video[0].width == 30
+    given, _ = read(tmp_path / "video.mov")
+    assert len(given) == 6
+    for frame, image in zip(given, images, strict=True):
+        np.testing.assert_array_equal(frame.image, image)
+
+
+def test_a_name_that_is_no_utf8(tmp_path):
+    """Old archives unpack such names; programs print them with the byte's number."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    write(tmp_path / "video.mp4", [photo(16, 16)] * 2)
+    (tmp_path / "video.mp4").rename(path)
+    summary = segment_video(Thresholds(), str(path), tmp_path)
+    assert os.fsencode(summary.path.name) == b"caf\xe9_overlay.mp4"
+    assert summary.frames == len(read(summary.path)[0]) == 2
+    command = "import sys; from absl import flags; from fasseg_jax.runtime.command_line import parse_flags, print_error"
+    command += "; parse_flags(['p']); print(sys.argv[1]); print_error(sys.argv[1], 0)"
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    ran = subprocess.run([sys.executable, "-c", command, path.name], capture_output=True, check=True, env=environment)
+    assert ran.stdout == b"caf\\udce9.mp4\n" and b"caf\\udce9.mp4" in ran.stderr
