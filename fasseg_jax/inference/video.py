@@ -188,6 +188,7 @@ class _Encoder:
             self._time_base = Fraction(1, 90_000)  # seconds; fine enough for the times of any source
             self._stream.codec_context.time_base = self._time_base
         self._last_time = -1  # in units of the time base
+        self._failed = False
 
     def add(self, picture: UInt8[np.ndarray, "H W 3"], seconds: Fraction) -> None:
         frame = av.VideoFrame.from_ndarray(picture, "rgb24")
@@ -198,7 +199,7 @@ class _Encoder:
 
     def close(self) -> None:
         with self._named_errors(), self._container:
-            if self._stream.codec_context.is_open:  # it is not if H.264 cannot hold frames of this size
+            if not self._failed:  # after a full disk, FFmpeg may crash if it is given more
                 self._container.mux(self._stream.encode())
 
     @contextlib.contextmanager
@@ -206,6 +207,7 @@ class _Encoder:
         try:
             yield
         except av.error.FFmpegError as error:
+            self._failed = True
             if isinstance(error, OSError):  # such as a full disk
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
             height, width = self._size

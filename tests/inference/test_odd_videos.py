@@ -1,6 +1,7 @@
 """Videos that are unusual but right, and files that only look like videos."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -180,3 +181,17 @@ def test_a_name_that_is_no_utf8(tmp_path):
     environment = {**os.environ, "PYTHONUTF8": "1"}
     ran = subprocess.run([sys.executable, "-c", command, path.name], capture_output=True, check=True, env=environment)
     assert ran.stdout == b"caf\\udce9.mp4\n" and b"caf\\udce9.mp4" in ran.stderr
+
+
+@pytest.mark.parametrize("space", [0, 30, 100, 5000, 20_000, 60_000, 100_000])
+def test_a_full_disk_ends_in_one_line(tmp_path, space):
+    """The header, a frame or the end cannot be written; FFmpeg crashed when it was asked to go on."""
+    source = write(tmp_path / "video.mp4", [photo(200, 300, seed) for seed in range(60)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (space, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/video_overlay.mp4'") as error:
+            segment_video(Thresholds(), source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value) and "file:" not in str(error.value)
