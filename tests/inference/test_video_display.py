@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fasseg_jax.data.classes import load_classes
+from fasseg_jax.inference.predict import PredictionOptions, segment_camera_or_video
 from fasseg_jax.inference.video import segment_video
 from fasseg_jax.inference.video_display import Orientation, VideoClock, nearest_orientation, square_pixels
 from fasseg_jax.visualization.overlay import blend
@@ -196,3 +197,19 @@ def test_a_video_without_stamps(tmp_path):
     write(tmp_path / "video.h264", frames())
     times, _ = assert_written_in_order(tmp_path / "video.h264", tmp_path / "out", 8)
     assert times[-1] < 1
+
+
+def test_frames_of_another_size_are_scaled_and_that_is_said(tmp_path, capsys):
+    """Recordings of calls and broadcasts change their size in the middle."""
+    write(tmp_path / "small.h264", [photo(48, 64)] * 3)
+    write(tmp_path / "large.h264", [photo(96, 128)] * 4)
+    source = tmp_path / "video.h264"
+    source.write_bytes((tmp_path / "small.h264").read_bytes() + (tmp_path / "large.h264").read_bytes())
+    given, _ = read(source)
+    assert len(given) == 7
+    for frame in given:
+        assert frame.image.shape == (48, 64, 3)
+        assert np.abs(frame.image.astype(int) - photo(48, 64)).mean() < 8
+    summary = segment_camera_or_video(Thresholds(), str(source), PredictionOptions(output=tmp_path / "out"))
+    assert summary.frames == len(read(summary.path)[0]) == 7
+    assert "4 frames have another size than the first, and are scaled to it." in capsys.readouterr().out
