@@ -19,6 +19,15 @@ from tests.helpers.training_runs import ROOT, command, environment, metrics, tra
 pytestmark = pytest.mark.slow
 
 
+# The largest rates that the configuration allows.
+DIVERGING = {
+    "optimizer__learning_rate": 100,
+    "optimizer__backbone_multiplier": 1e6,
+    "train__steps": 8,
+    "train__checkpoint_every": 1,
+}
+
+
 def start_hosts(commands):
     """Start a program on as many hosts as there are commands, each with one device."""
     with socket.socket() as probe:
@@ -151,7 +160,7 @@ def test_changed_configuration(undisturbed, tmp_path):
 
 
 def test_divergence_stops_and_keeps_what_was_good(tmp_path):
-    process = train(tmp_path, status=1, train__steps=8, train__checkpoint_every=1, optimizer__learning_rate=1e12)
+    process = train(tmp_path, status=1, **DIVERGING)
     assert "not finite" in process.stderr and "shapes/training/" in process.stderr
     kept = complete_checkpoints(tmp_path)
     assert kept
@@ -268,7 +277,7 @@ app.run(train.main, flags_parser=train.parse_flags)
 
 @pytest.mark.parametrize("stuck", ["save", "thread"])
 def test_a_training_with_an_error_ends_although_something_is_stuck(tmp_path, stuck):
-    _, _, *arguments = command(tmp_path, optimizer__learning_rate=1e12, train__steps=8, train__checkpoint_every=1)
+    _, _, *arguments = command(tmp_path, **DIVERGING)
     process = subprocess.run(
         [sys.executable, "-c", STUCK, stuck, *arguments],
         cwd=ROOT,
