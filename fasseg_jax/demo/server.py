@@ -1,11 +1,13 @@
 """The server of the web page for trying a model."""
 
 import base64
+import contextlib
 import dataclasses
 import io
 import ipaddress
 import json
 import socket
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -14,7 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from PIL import Image
 
-from fasseg_jax.data.images import PhotoError, open_photo
+from fasseg_jax.demo.http_requests import DeadlineReader, Disconnected, Refusal, body_length, check_headers
+from fasseg_jax.demo.uploads import open_upload
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.visualization.legend import class_shares
@@ -22,8 +25,6 @@ from fasseg_jax.visualization.legend import class_shares
 __all__ = ["DemoServer", "Limits"]
 
 PAGE = Path(__file__).with_name("demo.html")
-# The only formats of uploads: Pillow starts programs for others (EPS), or hardly anyone uses and tests them.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MAX_DISCARDED = 256 << 20  # bytes of a refused upload that the server reads before it closes the connection
 HEADERS = {
     "Cache-Control": "no-store",
@@ -43,21 +44,15 @@ class Limits:
       megabytes: largest size of an uploaded file.
       megapixels: largest size of the photo in it.
       uploads: the number of photos that the server receives or holds at once; it segments one at a time.
-      seconds: the server closes a connection that sends nothing for so long.
+      connections: the number of connections at once.
+      seconds: the time for the headers of a request, for the whole upload after them, and for sending the answer.
     """
 
     megabytes: int = 40
     megapixels: int = 50
     uploads: int = 4
-    seconds: float = 30
-
-
-class Refusal(Exception):
-    """The answer to a bad request: an HTTP status, and a message that the page shows."""
-
-    def __init__(self, status: HTTPStatus, message: str):
-        super().__init__(message)
-        self.status = status
+    connections: int = 128
+    seconds: float = 60
 
 
 class DemoServer(ThreadingHTTPServer):
@@ -90,6 +85,7 @@ class DemoServer(ThreadingHTTPServer):
         self.limits = limits or Limits()
         self.segmenting = threading.Lock()
         self.uploads = threading.BoundedSemaphore(self.limits.uploads)
+        self.connections = threading.BoundedSemaphore(self.limits.connections)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
         self.host = host
@@ -99,10 +95,35 @@ class DemoServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.server_port}"
 
+    def process_request(self, request, client_address):
+        """Answer a connection in a thread of its own, or refuse it: every thread takes memory and a descriptor."""
+        if self.connections.acquire(blocking=False):
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread could start
+                self.connections.release()
+                raise
+            return
+        with contextlib.suppress(OSError):
+            request.setblocking(False)
+            request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request, client_address):
+        """Answer a connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
+
+    def handle_error(self, request, client_address):
+        """Print what went wrong in one line; the server continues."""
+        report(sys.exception())
+
     def answer(self, file: bytes) -> dict:
         """Segment an uploaded photo; raises `Refusal`."""
         with self.segmenting:
-            image = _open_upload(file, self.limits)
+            image = open_upload(file, self.limits.megapixels)
             start = time.perf_counter()
             labels = self.segmenter(image).labels
             seconds = time.perf_counter() - start
@@ -129,14 +150,38 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "fasseg_jax"
     sys_version = ""
 
-    received = False  # whether the body was read
+    consumed = False  # whether the whole request was read
 
     def setup(self):
-        self.timeout = self.server.limits.seconds
+        """Read from the connection up to a deadline."""
         super().setup()
+        self.rfile.close()
+        self.arriving = DeadlineReader(self.connection, self.server.limits.seconds)
+        self.rfile = io.BufferedReader(self.arriving)
+
+    def handle(self):
+        """Answer the request, unless the client goes."""
+        with contextlib.suppress(Disconnected):
+            super().handle()
+            self._discard()
+
+    def parse_request(self) -> bool:
+        """Read the headers; sends a refusal and returns False if they are malformed."""
+        if not super().parse_request():
+            return False
+        try:
+            if self.request_version == "HTTP/0.9":
+                self.request_version = self.protocol_version
+                raise Refusal(HTTPStatus.BAD_REQUEST, "The request's first line does not end with a version of HTTP.")
+            check_headers(self.headers)
+        except Refusal as refusal:
+            self._send_json(refusal.status, {"error": str(refusal)})
+            return False
+        return True
 
     def do_GET(self):
         """Send the page, the only thing to get: no request can name a file."""
+        self.consumed = "Content-Length" not in self.headers
         try:
             self._check_host()
             if self.path != "/":
@@ -153,25 +198,30 @@ class Handler(BaseHTTPRequestHandler):
             self._check_host()
             if self.path != "/segment":
                 raise Refusal(HTTPStatus.NOT_FOUND, "Nothing is at this address; send photos to /segment.")
+            length = body_length(self.headers, self.server.limits.megabytes)
             if not self.server.uploads.acquire(blocking=False):
                 raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Too many photos at once; try again in a moment.")
             try:
-                status, answer = HTTPStatus.OK, self.server.answer(self._receive())
+                status, answer = HTTPStatus.OK, self.server.answer(self._receive(length))
             finally:
                 self.server.uploads.release()
         except Refusal as refusal:
             status, answer = refusal.status, {"error": str(refusal)}
-        except TimeoutError:
-            return
+        except Disconnected:
+            raise
         except Exception as error:  # the page shows the error, and the server continues
-            self.log_error("%s: %s", type(error).__name__, error)
+            report(error)
             answer = {"error": f"The photo could not be segmented: {error}"}
             status = HTTPStatus.INTERNAL_SERVER_ERROR
         self._send_json(status, answer)
-        self._discard()
 
-    def log_request(self, code="-", size="-"):
-        """Log nothing: only errors are logged."""
+    def send_error(self, code, message=None, explain=None):
+        """Refuse what the standard library cannot read, as all refusals: in JSON."""
+        self.request_version = self.protocol_version  # what the client named may be no version
+        self._send_json(HTTPStatus(code), {"error": f"{message or HTTPStatus(code).phrase}."})
+
+    def log_message(self, format, *args):
+        """Log nothing that a client sends or does: anyone could fill the terminal."""
 
     def _check_host(self) -> None:
         """Stop other sites from using a local server through the visitor's browser (DNS rebinding, foreign forms)."""
@@ -183,60 +233,49 @@ class Handler(BaseHTTPRequestHandler):
         if origin is not None and origin != f"http://{host}":
             raise Refusal(HTTPStatus.FORBIDDEN, "This server refuses requests from other sites.")
 
-    def _receive(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "The request does not state the size of the photo.")
-        if int(length) > self.server.limits.megabytes << 20:
-            raise Refusal(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The file has {int(length) / 2**20:.0f} MB; the limit is {self.server.limits.megabytes} MB.",
-            )
-        self.received = True
-        file = self.rfile.read(int(length))
-        if len(file) < int(length):
+    def _receive(self, length: int) -> bytes:
+        self.arriving.restart(self.server.limits.seconds)
+        try:
+            file = self.rfile.read(length)
+        except TimeoutError as error:
+            message = f"The photo did not arrive within {self.server.limits.seconds:g} s."
+            raise Refusal(HTTPStatus.REQUEST_TIMEOUT, message) from error
+        if len(file) < length:
             raise Refusal(HTTPStatus.BAD_REQUEST, "The upload was interrupted.")
+        self.consumed = True
         return file
 
     def _discard(self) -> None:
-        """Read the rest of a refused upload, up to a limit: a browser reads the answer only when it has sent all."""
-        length = self.headers.get("Content-Length", "")
-        unread = min(int(length), MAX_DISCARDED) if length.isdecimal() and not self.received else 0
-        try:
-            while unread > 0 and (chunk := self.rfile.read(min(unread, 1 << 16))):
+        """Read the rest of a refused request, up to limits of bytes and time.
+
+        A browser reads the answer only when it has sent all, and a connection that is closed with bytes unread loses
+        the answer.
+        """
+        unread = 0 if self.consumed else MAX_DISCARDED
+        self.arriving.restart(self.server.limits.seconds)
+        with contextlib.suppress(OSError):  # also at the deadline
+            self.connection.shutdown(socket.SHUT_WR)
+            while unread > 0 and (chunk := self.rfile.read1(1 << 16)):
                 unread -= len(chunk)
-        except OSError:
-            return
 
     def _send_json(self, status: HTTPStatus, answer: dict) -> None:
         self._send(status, "application/json", json.dumps(answer).encode())
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.connection.settimeout(self.server.limits.seconds)
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError as error:
+            raise Disconnected from error
 
 
-def _open_upload(file: bytes, limits: Limits) -> np.ndarray:
-    """The photo in an uploaded file, uint8 RGB. The size is checked before anything is decompressed."""
-    try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
-            width, height = image.size
-    except Exception as error:  # a damaged file can raise anything
-        known = ", ".join(FORMATS)
-        raise Refusal(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"The file is not a photo in a known format ({known})."
-        ) from error
-    if width * height > limits.megapixels * 10**6:
-        message = f"The photo has {width} x {height} pixels; the limit is {limits.megapixels} million."
-        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
-    try:
-        return open_photo(io.BytesIO(file))
-    except PhotoError as error:
-        reason = str(error).partition(": ")[2]  # without the name of the file, which has none
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The photo is damaged: {reason}.") from error
+def report(error: BaseException | None) -> None:
+    """Print an error in one line."""
+    print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def _data_url(image: np.ndarray, kind: str, **options: int) -> str:
