@@ -135,9 +135,9 @@ def print_reports(reports: list[SplitReport], classes: ClassTable, console: Cons
     console.print(_class_table(reports, classes))
     for report in reports:
         for problem in report.problems[:PRINTED_PROBLEMS]:
-            console.print(f"{report.split}: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+            console.print(Text(f"{report.split}: {problem}", "red"), soft_wrap=True)
         for note in report.notes:
-            console.print(f"{report.split}: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            console.print(Text(f"{report.split}: {note}", "yellow"), soft_wrap=True)
         if len(report.problems) > PRINTED_PROBLEMS:
             console.print(f"{report.split}: {len(report.problems) - PRINTED_PROBLEMS} more problems", style="red")
     if not any(report.problems for report in reports):

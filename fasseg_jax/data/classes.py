@@ -148,7 +148,10 @@ def _numbers(row: dict[str, str], columns: Iterable[str], line: str, largest: in
 
 
 def write_classes(file: Path, classes: ClassTable) -> None:
-    """Write a class table that `load_classes` reads."""
+    """Write a class table that `load_classes` reads.
+
+    Names stay as they are, also those that a spreadsheet would run as a formula: they must be the same when read again.
+    """
     with file.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["id", "r", "g", "b", "name", *(["label_id"] if classes.label_ids else [])])

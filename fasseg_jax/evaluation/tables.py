@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ COLUMNS = {
     "truth_share": "in truth",
     "predicted_share": "predicted",
 }
+FORMULA_STARTS = "=+-@\N{MINUS SIGN}"  # and their other forms, such as full-width ones
 BAR_WIDTH = 12  # letters
 
 
@@ -104,8 +106,13 @@ def write_csv(path: str | Path, metrics: SegmentationMetrics, classes: ClassTabl
 
 
 def csv_text(text: str) -> str:
-    """A text for a cell of a CSV file, with an apostrophe first if a spreadsheet would run it as a formula."""
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) or text.startswith(("\t", "\r")) else text
+    """A text for a cell of a CSV file, with an apostrophe first if a spreadsheet could run it as a formula.
+
+    Spreadsheets skip spaces, and characters that show nothing, at the beginning of a cell.
+    """
+    visible = next((letter for letter in text if unicodedata.category(letter)[0] not in "ZC"), " ")
+    runs = unicodedata.normalize("NFKC", visible)[0] in FORMULA_STARTS or text.startswith(("\t", "\r", "\n"))
+    return f"'{text}" if runs else text
 
 
 def percent(value: float) -> str:

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.summary.flops import count_multiply_adds
@@ -138,7 +138,7 @@ def print_summary(summary: Summary, title: str, batch: int, console: Console) ->
 
 
 def _table_of_parts(summary: Summary, title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", show_footer=True)
+    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, show_footer=True)
     table.add_column("module", "all")
     table.add_column("modules", justify="right")
     table.add_column("parameters", f"{summary.parameters:,}", justify="right", footer_style="bold")
@@ -152,7 +152,7 @@ def _table_of_parts(summary: Summary, title: str) -> Table:
             table.add_section()
         previous = section
         table.add_row(
-            escape(part.name),
+            Text(part.name),
             str(part.repeats or ""),
             f"{part.parameters:,}" if part.parameters else "",
             _share(part.parameters, summary.parameters),

@@ -6,8 +6,10 @@ import numpy as np
 from rich.console import Console
 
 from fasseg_jax.data import data_classes, open_source
-from fasseg_jax.data.check import check_data, print_reports
+from fasseg_jax.data.check import SplitReport, check_data, print_reports
+from fasseg_jax.data.classes import ClassTable
 from tests.helpers.data_cases import folder_config, shapes_config, write_folder, write_image
+from tests.helpers.markup import MARKUP
 
 
 def printed(reports, config) -> str:
@@ -78,3 +80,19 @@ def test_more_classes_than_targets(tmp_path):
     training, validation = check_data(config)
     assert training.problems == ("up to 3 classes in an image: set --config.data.max_targets=3, it is 2",)
     assert validation.problems == ()
+
+
+def test_names_with_markup_are_printed_as_they_are():
+    """Names of classes, and problems and notes, which name files."""
+    ones = np.ones(len(MARKUP), np.int64)
+    problems = tuple(f"{name}: cannot be read" for name in MARKUP[:10])
+    notes = tuple(f"class {name} never occurs" for name in MARKUP)
+    report = SplitReport("training", problems, 1, ((1, 1), (1, 1)), ones, 0, ones, ones[:1], notes)
+    console = Console(file=io.StringIO(), width=200)
+    print_reports([report], ClassTable(MARKUP, np.zeros((len(MARKUP), 3), np.uint8)), console)
+    lines = console.file.getvalue().splitlines()
+    for class_id, name in enumerate(MARKUP):
+        assert any(f" {class_id} " in line and f" {name} " in line for line in lines), name
+        assert f"training: class {name} never occurs" in lines
+    for problem in problems:
+        assert f"training: {problem}" in lines

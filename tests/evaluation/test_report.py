@@ -1,6 +1,7 @@
 """The report in a browser: its numbers, its program, and that it fetches nothing."""
 
 import html
+import html.parser
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ from fasseg_jax.data.sources.shapes import ShapesSource
 from fasseg_jax.evaluation.metrics import Counts, count, image_score, metrics_of, most_confused
 from fasseg_jax.evaluation.report import PicturedImage, write_report
 from tests.helpers.browser import find_browser
+from tests.helpers.markup import MARKUP
 
 # What a reader does, in order, and what the page then shows; run inside a copy of the report.
 ACTIONS = """<script>
@@ -88,6 +90,41 @@ def evaluated(num_images=3):
         total += counts
         images.append(PicturedImage(sample.name, image_score(counts), sample.image, sample.labels, prediction))
     return total, classes, sorted(images, key=lambda image: image.score)
+
+
+class Elements(html.parser.HTMLParser):
+    """Names of the elements and their attributes, and the text, as a browser reads them."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.texts, self.names = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, [name for name, _ in attributes]))
+        self.names += [value for name, value in attributes if tag == "td" and name == "data-value"]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def handle_comment(self, data):
+        self.elements.append(("comment", data))
+
+
+def test_names_with_markup_are_text(tmp_path):
+    """The page has the same elements as with plain names, and shows the names as they are."""
+    labels = (np.arange(len(MARKUP) * 4).reshape(-1, 4) % len(MARKUP)).astype(np.uint8)
+    counts = count(labels, np.roll(labels, 1), len(MARKUP), 255)
+    pages = []
+    for names in (MARKUP, tuple(f"class {number}" for number in range(len(MARKUP)))):
+        classes = ClassTable(names, np.zeros((len(names), 3), np.uint8))
+        image = PicturedImage(names[-6], 0.5, np.zeros((*labels.shape, 3), np.uint8), labels, np.roll(labels, 1))
+        file = tmp_path / "report.html"
+        write_report(file, metrics_of(counts), counts, classes, [image], [image], {names[-5]: names[-4]})
+        pages.append(Elements(file.read_text(encoding="utf-8")))
+    marked, plain = pages
+    assert marked.elements == plain.elements
+    assert set(MARKUP) <= set(marked.names) and set(MARKUP) <= set(marked.texts)
 
 
 @pytest.mark.slow

@@ -9,9 +9,13 @@ import pytest
 from rich.console import Console
 
 from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.evaluation.evaluate import ImageResult
 from fasseg_jax.evaluation.metrics import Counts, metrics_of, most_confused
-from fasseg_jax.evaluation.tables import print_table, write_csv, write_json
+from fasseg_jax.evaluation.results import write_images
+from fasseg_jax.evaluation.tables import csv_text, print_table, write_csv, write_json
 from fasseg_jax.visualization.confusion_matrix import confusion_cells, draw_confusion
+from tests.helpers import ROOT
+from tests.helpers.markup import MARKUP
 
 # Class 0: 6 of 8 right; class 1: 3 of 4; class 2: predicted once, never true; class 3: neither.
 CONFUSION = np.array([[6, 1, 1, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
@@ -80,6 +84,64 @@ def test_csv(tmp_path):
     assert [row["accuracy"] for row in rows] == ["0.75", "0.75", "", ""]
     assert [row["boundary_iou"] for row in rows] == ["0.5", "0.333333", "0", ""]
     assert [row["predicted_share"] for row in rows] == ["0.583333", "0.333333", "0.0833333", "0"]
+
+
+FORMULAS = [  # what spreadsheets run, with all that they skip before it
+    before + sign + "cmd|' /C calc'!A0"
+    for before in ("", " ", "  ", "\t", "\r", "\n", "\r\n ", "\xa0", "\u3000", "\ufeff", "\u200b", "\0", "\x1f", "\x85")
+    for sign in ("=", "+", "-", "@", "＝", "＋", "－", "＠", "﹢", "﹣", "﹦", "﹫", "−", "⁼", "₊")
+] + ["\troad", "\rroad", "\nroad", "=", "-", " @"]
+TEXTS = [
+    "",
+    "road",
+    " road",
+    "a=b",
+    "road - wet",
+    "a@b",
+    "1+1",
+    "'=1",
+    "(-1)",
+    "–",
+    "Ätherblau",
+    "道路",
+    "~",
+    "x\t=1",
+    "_=1",
+]
+
+
+def test_texts_cannot_run_as_formulas():
+    assert [csv_text(text) for text in FORMULAS] == [f"'{text}" for text in FORMULAS]
+    assert [csv_text(text) for text in TEXTS] == TEXTS
+
+
+def test_no_csv_file_holds_a_formula(tmp_path):
+    """Names of classes and of images are what others choose."""
+    names = (*FORMULAS, *TEXTS[1:])
+    classes = ClassTable(names, np.zeros((len(names), 3), np.uint8))
+    counts = Counts.zeros(len(names))
+    write_csv(tmp_path / "classes.csv", metrics_of(counts), classes)
+    results = [ImageResult.from_counts(index, "a", "", counts) for index in range(len(names))]
+    write_images(tmp_path / "images.csv", results, dict(enumerate(names)), len(names))
+    expected = [f"'{name}" for name in FORMULAS] + TEXTS[1:]
+    for file, column in (("classes.csv", "name"), ("images.csv", "image")):
+        with (tmp_path / file).open(newline="", encoding="utf-8") as lines:
+            assert [row[column] for row in csv.DictReader(lines)] == expected
+
+
+def test_every_writer_of_csv_guards_its_texts():
+    sources = {path.name: path.read_text() for path in (ROOT / "fasseg_jax").rglob("*.py")}
+    writers = {name for name, source in sources.items() if "csv.writer" in source or "csv.DictWriter" in source}
+    assert writers == {"tables.py", "results.py", "classes.py"}
+    assert writers - {name for name in writers if "csv_text(" in sources[name]} == {"classes.py"}  # read again
+
+
+def test_names_with_markup_are_printed_as_they_are():
+    classes = ClassTable(MARKUP, np.zeros((len(MARKUP), 3), np.uint8))
+    file = io.StringIO()
+    print_table(metrics_of(Counts.zeros(len(MARKUP))), classes, Console(file=file, width=200))
+    for name in MARKUP:
+        assert f"■ {name} " in file.getvalue()
 
 
 def test_most_confused_pairs():

@@ -14,8 +14,9 @@ from fasseg_jax.config import load_config
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.command_line import parse_size
 from fasseg_jax.summary.flops import count_multiply_adds
-from fasseg_jax.summary.summary import print_summary, summarize
+from fasseg_jax.summary.summary import Part, Summary, print_summary, summarize
 from tests.helpers import ROOT
+from tests.helpers.markup import MARKUP
 from tests.helpers.weight_cases import OFFICIAL
 
 
@@ -132,3 +133,13 @@ def test_command_line_reports_a_mistake_in_one_line():
             check=False,
         )
         assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_titles_with_markup_are_printed_as_they_are(name):
+    """A title holds the path of a configuration."""
+    console = Console(file=io.StringIO(), width=200)
+    summary = Summary([Part(name, 3, 5, 7)], 0, 7, 0, 0, 0, {})
+    print_summary(summary, f"configs/{name}.py 32 x 32", 1, console)
+    assert f" configs/{name}.py 32 x 32" in console.file.getvalue()
+    assert any(line.split()[:1] == name.split()[:1] for line in console.file.getvalue().splitlines())
