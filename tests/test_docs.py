@@ -292,3 +292,9 @@ def test_notebook_learns_and_shows_pictures(site):
     pictures = re.findall(r'<img alt="png" src="\.\./(tour_\d+_\d+\.png)"', page)
     assert len(pictures) == 3
     assert all((site / "notebook" / picture).stat().st_size > 10_000 for picture in pictures)
+
+
+def test_mean_iou_is_in_percent_for_readers():
+    """As the programs show it: 48.30, never 0.483."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert not re.search(r"mIoU[^.|]*\b0\.\d+", page.read_text("utf-8")), page

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from fasseg_jax.evaluation.evaluate import ImageResult, sum_counts
 from fasseg_jax.evaluation.metrics import Counts, metrics_of
+from fasseg_jax.evaluation.tables import percent
 from fasseg_jax.runtime.command_line import print_error
 
 __all__ = ["EvaluationDisplay"]
@@ -70,4 +71,4 @@ class EvaluationDisplay:
         self._bar.close()
 
     def _mean_iou(self) -> str:
-        return f"mIoU {100 * metrics_of(Counts.from_vector(self._total)).mean_iou:.2f}"
+        return f"mIoU {percent(metrics_of(Counts.from_vector(self._total)).mean_iou)}"

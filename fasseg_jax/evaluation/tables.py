@@ -62,7 +62,7 @@ def print_table(metrics: SegmentationMetrics, classes: ClassTable, console: Cons
         overall.add_row(f" {title}", Text(percent(getattr(metrics, field)), "bold", justify="right"))
     num_present = int((metrics.truth_share > 0).sum())
     console.print(overall)
-    note = f"Means are over the {num_present} classes (of {len(classes)}) that occur in the ground truth."
+    note = f"In percent. Means are over the {num_present} classes (of {len(classes)}) that occur in the ground truth."
     console.print(f" [dim]{note}[/dim]")
     if not np.isnan(metrics.mean_boundary_iou):
         console.print(" [dim]Boundary IoU as published (Cheng et al., 2021), not what Detectron2 logs.[/dim]")

@@ -9,6 +9,7 @@ from PIL import Image
 from fasseg_jax.data import Source
 from fasseg_jax.evaluation.evaluate import evaluate_source
 from fasseg_jax.evaluation.metrics import metrics_of
+from fasseg_jax.evaluation.tables import percent
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.distributed import fetch_replicated
 from fasseg_jax.runtime.files import Path
@@ -38,7 +39,8 @@ class Evaluator:
         data, stride = self._config.data, self._config.train.evaluation_stride
         metrics = metrics_of(evaluate_source(segmenter, self._source, data.ignore_label, stride, data.num_threads))
         self._log.numbers(step, {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy})
-        self._log.say(f"Step {step}: mIoU {metrics.mean_iou:.4f}, pixel accuracy {metrics.pixel_accuracy:.4f}")
+        scores = f"mIoU {percent(metrics.mean_iou)}, pixel accuracy {percent(metrics.pixel_accuracy)}"
+        self._log.say(f"Step {step}: {scores} (percent)")
         if jax.process_index() == 0:
             self._draw(segmenter, step)
         return None if np.isnan(metrics.mean_iou) else metrics.mean_iou

@@ -43,6 +43,7 @@ def test_terminal_table():
     assert numbers["2"] == ["0.00", "0.00", "–", "0.00", "8.33"]
     assert numbers["3"] == ["–", "–", "–", "0.00", "0.00"]
     assert "[bold]odd</script>" in next(row for row in rows if row[0] == "2")
+    assert any(line[:2] == ["In", "percent."] for line in lines)
     assert ["mIoU", "63.33"] in lines and ["boundary", "mIoU", "41.67"] in lines
     assert ["pixel", "accuracy", "75.00"] in lines and ["mean", "accuracy", "75.00"] in lines
     assert ["frequency-weighted", "IoU", "64.44"] in lines
