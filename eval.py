@@ -23,6 +23,7 @@ from fasseg_jax.config import config_flags
 from fasseg_jax.data import DataError
 from fasseg_jax.evaluation.run import EvaluationOptions, prepare_evaluation, run_evaluation
 from fasseg_jax.runtime.command_line import parse_flags, print_error
+from fasseg_jax.runtime.compilation import announce
 from fasseg_jax.runtime.devices import choose_devices, join_hosts
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
         options = read_options(argv)
         join_hosts()
         evaluation = prepare_evaluation(options, choose_devices(DEVICE.value))
+        evaluation.segmenter.announce = announce
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=2)
     try:

@@ -34,7 +34,7 @@ from fasseg_jax.inference.predict import (
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoError, is_video
 from fasseg_jax.runtime.command_line import parse_flags, print_error
-from fasseg_jax.runtime.compilation import enable_compilation_cache
+from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_device
 from fasseg_jax.runtime.files import Path, require_regular_file
 from fasseg_jax.runtime.preemption import INTERRUPTED
@@ -76,6 +76,7 @@ def main(argv: list[str]) -> int:
         device = choose_device(DEVICE.value)
         cache = enable_compilation_cache()
         segmenter = load_segmenter(options)
+        segmenter.announce = announce
         if options.explain and segmenter.config.inference.mode != "single":
             raise ValueError("--explain shows a prediction from a single view of the photo, not from several")
     except (ValueError, OSError, RuntimeError) as error:

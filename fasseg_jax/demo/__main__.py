@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from fasseg_jax.demo.server import DemoServer
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.command_line import parse_flags, print_error
-from fasseg_jax.runtime.compilation import enable_compilation_cache
+from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_device
 
 
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
         choose_device(options.device)
         enable_compilation_cache()
         segmenter = Segmenter.from_checkpoint(options.checkpoint)
+        segmenter.announce = announce
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=2)
     try:

@@ -20,6 +20,7 @@ from absl import app, flags, logging
 
 from fasseg_jax.export.exporter import PLATFORMS, export_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
+from fasseg_jax.runtime.compilation import announce
 from fasseg_jax.weights.checkpoint import load_checkpoint
 
 
@@ -37,6 +38,7 @@ def main(_: list[str]) -> int:
             separate_weights=options.weights == "separate",
             platforms=options.platform,
             overwrite=options.overwrite,
+            announce=announce,
         )
     except (OSError, ValueError) as error:
         return print_error(error, status=1)

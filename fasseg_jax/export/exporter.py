@@ -39,6 +39,7 @@ def export_model(
     separate_weights: bool = False,
     platforms: Sequence[str] = PLATFORMS,
     overwrite: bool = False,
+    announce: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write a model for `load_exported.load`.
 
@@ -49,6 +50,7 @@ def export_model(
       separate_weights: write the weights to NAME.weights.npz beside it, which other exports of the model can share.
       platforms: names of jax.export: "cpu", "cuda", "rocm", "tpu".
       overwrite: replace existing files.
+      announce: is called with a line before each size, during which the function is silent.
 
     Returns:
       The files.
@@ -65,7 +67,11 @@ def export_model(
 
     model = build_model(_exportable(checkpoint.config.model))
     weights = {path: np.asarray(value) for path, value in flatten_dict(checkpoint.variables, sep="/").items()}
-    functions = {size: _export(model, size, weights, platforms) for size in sizes}
+    functions = {}
+    for size in sizes:
+        if announce is not None:
+            announce(f"Lowering the network for {size[0]}x{size[1]} pixels: up to some minutes.")
+        functions[size] = _export(model, size, weights, platforms)
     metadata = {
         "format": FORMAT,
         "jax": jax.__version__,

@@ -117,6 +117,7 @@ def explain(
         )
     views = PhotoViews(image, segmenter.config)
     size, network_input = views.placements[0].size, views.input(0)
+    segmenter.announce_once("the explanation", network_input.shape[:2])
     trace: Trace = jax.device_get(_trace(segmenter.model, segmenter.variables, network_input))
     shares = _shares(trace, labels, size)
     shown = np.argsort(-shares, kind="stable")[:num_queries]

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import operator
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -57,6 +57,8 @@ class Segmenter:
       classes: names and palette of the K classes, or None if not given.
       model: the network.
       variables: its parameters and statistics, on every device.
+      announce: is called with a line before JAX compiles a program, during which the segmenter is silent; None by
+        default.
       input_shapes: padded (height, width) of the network's inputs so far. JAX compiled or loaded a program for each.
     """
 
@@ -84,7 +86,9 @@ class Segmenter:
         self.config = config.copy_and_resolve_references()
         self.config.inference = inference_settings(config)
         self.classes = classes
+        self.announce: Callable[[str], None] | None = None
         self.input_shapes: set[tuple[int, int]] = set()
+        self._announced: set[str] = set()
         self.model = build_model(config.model)
         self._mesh = Mesh(np.array(list(devices or jnp.zeros(()).devices())), (DATA,))
         self.variables = jax.device_put(variables, replicated(self._mesh))
@@ -147,6 +151,16 @@ class Segmenter:
         for key, result in self._segment(photos, batch_size, scores=False):
             yield key, result.labels
 
+    def announce_once(self, program: str, shape: tuple[int, int]) -> None:
+        """Announce that `program` is compiled for inputs of `shape`, (height, width), if it was not announced yet."""
+        message = (
+            f"Compiling {program} for {shape[0]}x{shape[1]} pixels (height x width): up to some minutes the first "
+            "time, later seconds."
+        )
+        if self.announce is not None and message not in self._announced:
+            self._announced.add(message)
+            self.announce(message)
+
     def _segment(
         self, photos: Iterable[tuple[Key, np.ndarray]], batch_size: int, scores: bool
     ) -> Iterator[tuple[Key, Segmentation]]:
@@ -174,9 +188,10 @@ class Segmenter:
 
     def _predict(self, images: Float32[np.ndarray, "B h w 3"]) -> tuple[ViewPrediction, Bool[Array, "B"]]:
         """Divide a batch among the devices, and predict it."""
+        shape = (images.shape[1], images.shape[2])
+        self.announce_once("the network", shape)
         divided = jax.device_put(images, batch_sharding(self._mesh))
         prediction = _predict(self.model, self._mesh, self.variables, divided)
-        shape = (images.shape[1], images.shape[2])
         if shape not in self.input_shapes:  # JAX has just compiled the network for it
             self.input_shapes.add(shape)
             release_compiler_memory()

@@ -1,15 +1,17 @@
-"""Compilation: keeping compiled programs on disk, measuring the time spent, and giving memory back."""
+"""Compilation: announcing it, keeping compiled programs on disk, measuring the time, and giving memory back."""
 
 import contextlib
 import ctypes
 import gc
 import os
+import sys
 
 import jax
+from tqdm import tqdm
 
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["CompileTimer", "enable_compilation_cache", "release_compiler_memory"]
+__all__ = ["CompileTimer", "announce", "enable_compilation_cache", "release_compiler_memory"]
 
 
 class CompileTimer:
@@ -26,6 +28,13 @@ class CompileTimer:
     def _add(self, event: str, duration: float, **_) -> None:
         if event.startswith("/jax/core/compile/"):  # tracing, lowering, and XLA
             self.seconds += duration
+
+
+def announce(message: str) -> None:
+    """Print a line on stderr, above a progress bar if there is one; only on the first host."""
+    if jax.process_index() == 0:
+        tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def enable_compilation_cache() -> Path:

@@ -16,6 +16,7 @@ from rich.console import Console
 from fasseg_jax.config import check_config, config_flags, rename_old
 from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
+from fasseg_jax.runtime.compilation import announce
 from fasseg_jax.summary.summary import print_summary, summarize
 
 
@@ -32,6 +33,7 @@ def main(_: list[str]) -> int:
         rename_old(config)
         check_config(config)
         height, width = parse_size(options.size, build_model(config.model).size_divisor)
+        announce(f"Compiling the network for {height}x{width} pixels: up to some minutes.")
         summary = summarize(config, (height, width), options.batch)
     except (OSError, ValueError) as error:
         return print_error(error, status=2)

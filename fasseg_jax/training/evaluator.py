@@ -1,5 +1,7 @@
 """Evaluation during a training: mIoU, and pictures of predictions beside the ground truth."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -31,11 +33,14 @@ class Evaluator:
     def __init__(self, config: ConfigDict, source: Source, mesh: Mesh, workdir: Path, log: MetricLog):
         """`source` is the validation split."""
         self._config, self._source, self._mesh, self._workdir, self._log = config, source, mesh, workdir, log
+        self._announce: Callable[[str], None] | None = log.say
 
     def __call__(self, state: TrainState, step: int) -> float | None:
         """The mean IoU after `step` steps; None if all pixels of the split are ignored."""
         variables = fetch_replicated(state.variables(), self._mesh)
         segmenter = Segmenter(self._config, variables, self._source.classes, devices=jax.local_devices())
+        # Later evaluations find their programs compiled.
+        segmenter.announce, self._announce = self._announce, None
         data, stride = self._config.data, self._config.train.evaluation_stride
         metrics = metrics_of(evaluate_source(segmenter, self._source, data.ignore_label, stride, data.num_threads))
         self._log.numbers(step, {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy})

@@ -241,9 +241,14 @@ def test_program(tmp_path):
         with run("--checkpoint=model", f"--port={port}") as second:
             assert second.wait(60) == 2
             assert f"cannot listen on 127.0.0.1, port {port}" in second.stderr.read()
+        for image in (photo(64, 96), photo(64, 96, 1)):
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("POST", "/segment", file_of(image))
+            assert connection.getresponse().status == 200
         program.send_signal(signal.SIGINT)
         assert program.wait(30) == 0
-        assert program.stderr.read() == ""
+        announced = program.stderr.read()
+        assert announced.startswith("Compiling the network for 64x96 pixels") and announced.count("\n") == 1
     with run("--checkpoint=absent") as program:
         assert program.wait(60) == 2
         errors = program.stderr.read()

@@ -66,6 +66,7 @@ def test_folder_of_photos(checkpoint, tmp_path):
     assert "4 photos in photos, 1 other files ignored" in result.stdout
     assert "Traceback" not in result.stderr
     assert any((tmp_path / "cache").iterdir())
+    assert result.stderr.count("Compiling the network for 64x96 pixels") == 1  # for all three
 
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
     kinds = ("labels.png", "overlay.png", "scores.npy")

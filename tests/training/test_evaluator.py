@@ -26,7 +26,7 @@ from fasseg_jax.training.metric_log import MetricLog
 def test_people_read_percent_and_programs_read_shares(monkeypatch, tmp_path, capsys, confusion, line, shares):
     counts = Counts(np.array(confusion), np.zeros(2, int), np.zeros(2, int))
     monkeypatch.setattr(evaluator, "evaluate_source", lambda *_: counts)
-    monkeypatch.setattr(evaluator, "Segmenter", lambda *_, **__: None)
+    monkeypatch.setattr(evaluator, "Segmenter", lambda *_, **__: types.SimpleNamespace())
     monkeypatch.setattr(evaluator, "fetch_replicated", lambda variables, _: variables)
     monkeypatch.setattr(evaluator.Evaluator, "_draw", lambda *_: None)
     log = MetricLog(tmp_path, steps=10, first_step=0)
@@ -39,3 +39,25 @@ def test_people_read_percent_and_programs_read_shares(monkeypatch, tmp_path, cap
     logged = json.loads((tmp_path / "metrics.jsonl").read_text())
     np.testing.assert_allclose((logged["mean_iou"], logged["pixel_accuracy"]), shares)
     np.testing.assert_allclose(math.nan if mean_iou is None else mean_iou, shares[0])
+
+
+def test_only_the_first_evaluation_announces_compilation(monkeypatch, tmp_path):
+    """The later ones find their programs compiled."""
+    made = []
+
+    def make_segmenter(*_, **__):
+        made.append(types.SimpleNamespace())
+        return made[-1]
+
+    monkeypatch.setattr(evaluator, "evaluate_source", lambda *_: Counts.zeros(2))
+    monkeypatch.setattr(evaluator, "Segmenter", make_segmenter)
+    monkeypatch.setattr(evaluator, "fetch_replicated", lambda variables, _: variables)
+    monkeypatch.setattr(evaluator.Evaluator, "_draw", lambda *_: None)
+    log = MetricLog(tmp_path, steps=10, first_step=0)
+    evaluate = evaluator.Evaluator(
+        load_config("configs/shapes.py"), types.SimpleNamespace(classes=None), None, tmp_path, log
+    )
+    for step in (3, 6):
+        evaluate(types.SimpleNamespace(variables=dict), step)
+    log.close()
+    assert [segmenter.announce for segmenter in made] == [log.say, None]
