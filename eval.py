@@ -25,6 +25,7 @@ from fasseg_jax.evaluation.run import EvaluationOptions, prepare_evaluation, run
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import announce
 from fasseg_jax.runtime.devices import choose_devices, join_hosts
+from fasseg_jax.runtime.files import WriteError
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Data and inference; --config.NAME=VALUE overrides a field.")
@@ -52,11 +53,13 @@ def main(argv: list[str]) -> int:
         evaluation = prepare_evaluation(options, choose_devices(DEVICE.value))
         evaluation.segmenter.announce = announce
     except (ValueError, OSError, RuntimeError) as error:
-        return print_error(error, status=2)
+        return print_error(error, status=1 if isinstance(error, WriteError) else 2)
     try:
         outcome = run_evaluation(evaluation)
     except DataError as error:
         return print_error(f"{error}. --skip_unreadable skips such images", status=2)
+    except WriteError as error:
+        return print_error(error, status=1)
     except OSError as error:
         return print_error(f"cannot write the results: {error}", status=1)
     except FloatingPointError as error:

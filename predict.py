@@ -36,7 +36,7 @@ from fasseg_jax.inference.video import CAMERA, VideoError, is_video
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_device
-from fasseg_jax.runtime.files import Path, require_regular_file
+from fasseg_jax.runtime.files import Path, WriteError, require_regular_file
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
@@ -74,19 +74,21 @@ def main(argv: list[str]) -> int:
         options = read_options(argv)
         photos = {} if video else find_photos(options)
         device = choose_device(DEVICE.value)
-        cache = enable_compilation_cache()
+        cache = enable_compilation_cache() or "memory"
         segmenter = load_segmenter(options)
         segmenter.announce = announce
         if options.explain and segmenter.config.inference.mode != "single":
             raise ValueError("--explain shows a prediction from a single view of the photo, not from several")
     except (ValueError, OSError, RuntimeError) as error:
-        return print_error(error, status=2)
+        return print_error(error, status=1 if isinstance(error, WriteError) else 2)
     print(f"Computing on {device.device_kind} ({device.platform}).")
     print(f"JAX compiles the network for each new size of a picture, and keeps the programs in {cache}.")
     try:
         if video:
             return predict_video(segmenter, video, options)
         unreadable = segment_photos(segmenter, photos, options)
+    except WriteError as error:
+        return print_error(error, status=1)
     except OSError as error:
         return print_error(f"cannot write the results: {error}", status=1)
     except (VideoError, FloatingPointError) as error:

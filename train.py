@@ -20,6 +20,7 @@ from fasseg_jax.data.check import check_data, print_reports
 from fasseg_jax.runtime.command_line import end_within, parse_flags, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.devices import join_hosts
+from fasseg_jax.runtime.files import WriteError
 from fasseg_jax.training.checkpoints import CheckpointError
 from fasseg_jax.training.loop import train
 from fasseg_jax.training.train_step import NotFiniteError
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         join_hosts()
         enable_compilation_cache()
         return train(config, Path(WORKDIR.value), PROFILE.value, CHANGED_DATA.value)
-    except (NotFiniteError, CheckpointError) as error:
+    except (NotFiniteError, CheckpointError, WriteError) as error:
         status = print_error(error, status=1)
     except (ValueError, OSError) as error:
         status = print_error(error, status=2)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fasseg_jax.runtime.files import Path, require_regular_file
+from fasseg_jax.runtime.files import Path, require_regular_file, write_atomically
 
 __all__ = [
     "ClassTable",
@@ -152,7 +152,7 @@ def write_classes(file: Path, classes: ClassTable) -> None:
 
     Names stay as they are, also those that a spreadsheet would run as a formula: they must be the same when read again.
     """
-    with file.open("w", newline="", encoding="utf-8") as lines:
+    with write_atomically(file) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["id", "r", "g", "b", "name", *(["label_id"] if classes.label_ids else [])])
         for class_id, (name, color) in enumerate(zip(classes.names, classes.palette.tolist(), strict=True)):

@@ -23,7 +23,7 @@ from fasseg_jax.data.samples import SPLITS
 from fasseg_jax.data.sources.folder import FolderSource
 from fasseg_jax.data.sources.registry import open_source
 from fasseg_jax.runtime.command_line import parse_flags, print_error
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, named_write_errors
 
 __all__ = ["SegmentationBuilder", "prepare"]
 
@@ -100,6 +100,7 @@ def prepare(config: ConfigDict, output: str | Path) -> Path:
 
     Raises:
       DataError: something is wrong with the data, or `output` holds them already.
+      WriteError: the data set cannot be written.
     """
     sources = {split: _open_files(config, split) for split in SPLITS}
     root = Path(config.data.root).expanduser()
@@ -108,7 +109,8 @@ def prepare(config: ConfigDict, output: str | Path) -> Path:
     folder = Path(builder.data_dir)
     if folder.exists():
         raise DataError(f"{folder} is there already; delete it to prepare the data again")
-    builder.download_and_prepare()
+    with named_write_errors(folder, (OSError, RuntimeError)):  # the latter of the library that writes array_record
+        builder.download_and_prepare()
     write_classes(folder / "classes.csv", sources["training"].classes)
     return folder
 

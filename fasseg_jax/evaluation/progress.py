@@ -20,7 +20,7 @@ from fasseg_jax.data import DataError, Source
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
 from fasseg_jax.runtime.distributed import all_gather_objects
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, RecordFile, write_atomically
 
 __all__ = ["EvaluationProgress", "OtherEvaluationError", "describe_evaluation"]
 
@@ -116,13 +116,11 @@ class ProgressWriter:
 
     def __init__(self, file: Path):
         """Open the file, and cut off the incomplete line that a killed run may have left."""
-        self._file = file.open("ab")
-        self._file.truncate(_complete_length(file))
+        self._file = RecordFile(file, _complete_length(file) if file.exists() else None)
 
     def add(self, result: ImageResult) -> None:
         """Append a result."""
-        self._file.write(json.dumps(result.to_json()).encode() + b"\n")
-        self._file.flush()
+        self._file.add(json.dumps(result.to_json()).encode() + b"\n")
 
     def __enter__(self) -> "ProgressWriter":
         return self

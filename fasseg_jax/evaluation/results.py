@@ -15,7 +15,7 @@ from fasseg_jax.evaluation.metrics import Counts, SegmentationMetrics, image_sco
 from fasseg_jax.evaluation.report import PicturedImage, write_report
 from fasseg_jax.evaluation.tables import csv_text, write_csv, write_json
 from fasseg_jax.inference.segmenter import Segmenter
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.visualization.confusion_matrix import draw_confusion
 from fasseg_jax.visualization.overlay import draw_comparison
 
@@ -55,7 +55,8 @@ def write_numbers(
     """Write metrics.json (with `facts`), per_class.csv and confusion.png."""
     write_json(folder / "metrics.json", metrics, classes, facts)
     write_csv(folder / "per_class.csv", metrics, classes)
-    draw_confusion(counts.confusion, classes).save(folder / "confusion.png")
+    with write_atomically(folder / "confusion.png") as partial:
+        draw_confusion(counts.confusion, classes).save(partial)
 
 
 def write_images(file: Path, results: list[ImageResult], names: dict[int, str], num_classes: int) -> None:
@@ -63,7 +64,7 @@ def write_images(file: Path, results: list[ImageResult], names: dict[int, str], 
 
     Both are empty if all pixels are ignored.
     """
-    with file.open("w", newline="", encoding="utf-8") as lines:
+    with write_atomically(file) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["image", "score", "pixel_accuracy", "labelled_pixels"])
         for result in sorted(results, key=lambda result: result.index):
@@ -87,7 +88,7 @@ def write_pictures(
     pictures = folder / "worst"
     shutil.rmtree(pictures, ignore_errors=True)  # of an earlier run
     for number, image in enumerate(worst, start=1):
-        pictures.mkdir(exist_ok=True)
         comparison = draw_comparison([(image.photo, image.truth, image.prediction)], classes)
         name = "_".join(PurePath(image.name).parts)
-        Image.fromarray(comparison).save(pictures / f"{number:03d}_{name}.png")
+        with write_atomically(pictures / f"{number:03d}_{name}.png") as partial:
+            Image.fromarray(comparison).save(partial)

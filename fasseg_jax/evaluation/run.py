@@ -120,7 +120,7 @@ def prepare_evaluation(options: EvaluationOptions, devices: list[jax.Device]) ->
     Raises:
       ValueError, OSError: the checkpoint, the data or the output folder cannot be used.
     """
-    cache = enable_compilation_cache()
+    cache = enable_compilation_cache() or "memory"
     _print(f"Computing on {jax.device_count()} x {devices[0].device_kind}; compiled programs are kept in {cache}.")
     path, origin = find_checkpoint(options.checkpoint)
     _print(f"Checkpoint: {path}{origin}.")

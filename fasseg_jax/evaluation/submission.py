@@ -10,7 +10,7 @@ from jaxtyping import Integer
 from PIL import Image
 
 from fasseg_jax.data.labels import label_dtype
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, write_atomically
 
 __all__ = ["result_name", "write_labels"]
 
@@ -39,5 +39,5 @@ def write_labels(path: Path, labels: Integer[np.ndarray, "H W"], ids: Integer[np
     """
     if ids is not None:
         labels = ids.astype(label_dtype(ids.max()))[labels]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(labels).save(path)
+    with write_atomically(path) as partial:
+        Image.fromarray(labels).save(partial)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.metrics import SegmentationMetrics
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, write_atomically
 
 __all__ = ["COLUMNS", "MEANS", "csv_text", "percent", "print_table", "table_order", "write_csv", "write_json"]
 
@@ -92,12 +92,14 @@ def write_json(path: str | Path, metrics: SegmentationMetrics, classes: ClassTab
             for class_id, name in enumerate(classes.names)
         ],
     }
-    Path(path).write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with write_atomically(Path(path)) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: str | Path, metrics: SegmentationMetrics, classes: ClassTable) -> None:
     """Write a row for each class as CSV, in order of ids; metrics are from 0 to 1, and empty where undefined."""
-    with Path(path).open("w", newline="", encoding="utf-8") as lines:
+    with write_atomically(Path(path)) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["id", "name", *COLUMNS])
         for class_id, name in enumerate(classes.names):

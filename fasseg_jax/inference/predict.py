@@ -19,7 +19,7 @@ from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.compilation import CompileTimer
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.visualization.overlay import draw_overlay
 
@@ -79,9 +79,9 @@ def find_photos(options: PredictionOptions) -> dict[Path, Path]:
     """
     output = options.output
     if not options.input:
-        output.mkdir(parents=True, exist_ok=True)
         path = output / "generated.png"
-        Image.fromarray(generate_photo()).save(path)
+        with write_atomically(path) as partial:
+            Image.fromarray(generate_photo()).save(partial)
         print(f"No --input: segmenting a generated picture, {path}.")
         return {path: Path(path.stem)}
     source = Path(options.input)
@@ -158,16 +158,21 @@ def write_result(
 ) -> None:
     """Write the files of one photo; their paths begin with `stem`."""
     assert segmenter.classes is not None, "the overlay shows classes"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(result.labels).save(f"{stem}_labels.png")
+    _save(Image.fromarray(result.labels), f"{stem}_labels.png")
     overlay = draw_overlay(image, result.labels, segmenter.classes, options.warning)
-    overlay.save(f"{stem}_overlay.png", compress_level=1)  # a third of the time, for hardly more bytes
+    _save(overlay, f"{stem}_overlay.png", compression=1)  # a third of the time, for hardly more bytes
     if options.explain:
         explanation = explain(segmenter, image, result.labels)
         page = draw_explanation(explanation, image, result.labels, segmenter.classes, stem.name, options.warning)
-        page.save(f"{stem}_explanation.png")
+        _save(page, f"{stem}_explanation.png")
     if result.scores is not None:
-        np.save(f"{stem}_scores.npy", result.scores.astype(np.float16))
+        with write_atomically(Path(f"{stem}_scores.npy")) as partial:
+            np.save(partial, result.scores.astype(np.float16))
+
+
+def _save(picture: Image.Image, file: str, compression: int = 6) -> None:
+    with write_atomically(Path(file)) as partial:
+        picture.save(partial, compress_level=compression)
 
 
 def segment_camera_or_video(segmenter: Segmenter, source: str, options: PredictionOptions) -> VideoSummary:

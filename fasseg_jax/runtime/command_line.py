@@ -1,7 +1,9 @@
 """The programs' command lines: a mistake ends a program with one line, not with a traceback."""
 
+import atexit
 import importlib
 import io
+import logging
 import os
 import sys
 import threading
@@ -47,6 +49,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
+    atexit.register(_flush_output)
+    _hide_errors_of_threads()
     if "version" not in flags.FLAGS:
         flags.DEFINE_flag(_VersionFlag())
     try:
@@ -57,6 +61,28 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(print_error(f"{error}; see --help", status=2))
     except SystemExit as end:  # of absl's --help
         sys.exit(0 if end.code == 1 else end.code)
+
+
+def _flush_output() -> None:
+    """Print a line if stdout cannot be written, for example to a full disk. Python itself prints a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print_error(f"cannot write the standard output: {error.strerror}", status=1)
+        os._exit(1)
+
+
+def _hide_errors_of_threads() -> None:
+    """Hide the tracebacks that Orbax's threads print. Orbax raises the same errors in the main thread."""
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # writes that were given up after the first error
+    hook = sys.unraisablehook
+
+    def print_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # likewise
+            hook(unraisable)
+
+    sys.unraisablehook = print_others
 
 
 class _VersionFlag(flags.BooleanFlag):

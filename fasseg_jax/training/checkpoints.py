@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, named_write_errors
 from fasseg_jax.training.train_step import TrainState
 from fasseg_jax.weights.checkpoint import CheckpointMetadata, best_step, checkpoint_metadata, load_metadata
 
@@ -41,24 +41,28 @@ class RunCheckpoints:
           config: the whole configuration, for the metadata of what is saved.
           classes: of the data, likewise.
           samples: number of samples of each split, likewise.
+
+        Raises:
+          WriteError: the directory cannot be made or written.
         """
         policies = ocp.checkpoint_managers
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["mean_iou"], n=1, keep_checkpoints_without_metrics=False
         )
         latest = policies.LatestN(config.train.keep_checkpoints)
-        self._manager = ocp.CheckpointManager(
-            epath.Path(directory).expanduser().resolve(),
-            item_names=("variables", "metadata", "training"),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
-                cleanup_tmp_directories=True,
-                # Orbax moves a checkpoint there before it deletes it. Otherwise a run that is killed meanwhile would
-                # leave a checkpoint under its name that lacks files.
-                todelete_subdir=REMOVED,
-            ),
-        )
-        self._delete_removed()
+        with named_write_errors(Path(directory)):
+            self._manager = ocp.CheckpointManager(
+                epath.Path(directory).expanduser().resolve(),
+                item_names=("variables", "metadata", "training"),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy([latest, best]),
+                    cleanup_tmp_directories=True,
+                    # Orbax moves a checkpoint there before it deletes it. Otherwise a run that is killed meanwhile
+                    # would leave a checkpoint under its name that lacks files.
+                    todelete_subdir=REMOVED,
+                ),
+            )
+            self._delete_removed()
         self._metadata = checkpoint_metadata(config, classes, samples=samples)
 
     @property
@@ -137,8 +141,10 @@ class RunCheckpoints:
           CheckpointError: one cannot be written.
         """
         with self._named_errors():
-            self._delete_removed()
-        self._manager.close()
+            try:
+                self._delete_removed()
+            finally:
+                self._manager.close()
 
     def _delete_removed(self) -> None:
         """Wait until all checkpoints are written, and delete those that made room for them."""
@@ -153,7 +159,7 @@ class RunCheckpoints:
         except Exception as error:  # Orbax and the storage library below it raise errors of many types
             kept = f"step {self.latest_step} is the latest complete one" if self.latest_step else "none is complete yet"
             raise CheckpointError(
-                f"{self._manager.directory}: cannot write a checkpoint ({type(error).__name__}: {str(error)[:300]}); "
+                f"{self._manager.directory}: cannot write a checkpoint ({type(error).__name__}: {str(error)[:120]}); "
                 f"{kept}. Is the disk full? Make room and run the same command to resume"
             ) from error
 

@@ -14,7 +14,7 @@ from fasseg_jax.evaluation.metrics import metrics_of
 from fasseg_jax.evaluation.tables import percent
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.distributed import fetch_replicated
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.training.metric_log import MetricLog
 from fasseg_jax.training.train_step import TrainState
 from fasseg_jax.visualization.overlay import draw_comparison
@@ -56,7 +56,6 @@ class Evaluator:
         labels = dict(segmenter.segment_all((number, sample.image) for number, sample in enumerate(samples)))
         rows = [(sample.image, sample.labels, labels[number]) for number, sample in enumerate(samples)]
         picture = draw_comparison(rows, self._source.classes)
-        folder = self._workdir / "pictures"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(folder / f"step_{step:07d}.png")
+        with write_atomically(self._workdir / "pictures" / f"step_{step:07d}.png") as partial:
+            Image.fromarray(picture).save(partial)
         self._log.picture(step, "photo, truth, prediction", picture)

@@ -18,7 +18,7 @@ from fasseg_jax.runtime.agreement import fail_together, package_versions, requir
 from fasseg_jax.runtime.command_line import end_within
 from fasseg_jax.runtime.compilation import release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.training.checkpoints import RunCheckpoints
@@ -54,6 +54,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
       OSError: data or checkpoints cannot be read.
       NotFiniteError: a loss or a gradient is NaN or infinite.
       CheckpointError: a checkpoint cannot be read or written.
+      WriteError: another file of the run cannot be written.
     """
     # Mesh
     mesh = make_mesh()
@@ -62,8 +63,9 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     # Data
     with fail_together():
         check_batch_size(config, mesh.size)
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
+        with named_write_errors(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
         training, validation = open_source(config, "training"), open_source(config, "validation")
         label_notes = look_at_labels(training, config.data)
         batches = TrainingBatches(training, config, config.train.seed, jax.process_index(), jax.process_count())

@@ -2,15 +2,21 @@
 
 import itertools
 import json
+import os
+import socket
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, RecordFile
 
 __all__ = ["MetricLog", "StepClock"]
 
@@ -54,10 +60,35 @@ class StepClock:
         }
 
 
+class _Board:
+    """A file for TensorBoard. The usual writers have threads, in which an error is lost or lets the program hang."""
+
+    def __init__(self, folder: Path, first_step: int):
+        """TensorBoard hides what earlier files say of steps after `first_step`."""
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordFile(folder / name)
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._add(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, summary: Summary) -> None:
+        self._add(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _add(self, event: Event) -> None:
+        """Append the event as a TFRecord: its length and itself, each with a checksum."""
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
+        self._file.add(length + next(checksums) + content + next(checksums))
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class MetricLog:
     """Writes to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, and shows a progress bar on a terminal.
 
-    Only one host writes. On the others `writes` is False, and the methods do nothing.
+    Only one host writes. On the others `writes` is False, and the methods do nothing. A file that cannot be written
+    raises a `WriteError`.
     """
 
     def __init__(self, workdir: Path, steps: int, first_step: int, writes: bool = True):
@@ -65,8 +96,8 @@ class MetricLog:
         self._writes = writes
         if not writes:
             return
-        self._lines = (workdir / "metrics.jsonl").open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._lines = RecordFile(workdir / "metrics.jsonl")
+        self._board = _Board(workdir / "tensorboard", first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
         self._shown = first_step
 
@@ -74,10 +105,9 @@ class MetricLog:
         """Log scalars after `step` steps."""
         if not self._writes:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._lines.add(json.dumps({"step": step, **values}).encode() + b"\n")
+        scalars = [value for name, number in values.items() for value in summary.scalar(name, number).value]
+        self._board.add(step, Summary(value=scalars))
 
     def progress(self, step: int, text: str) -> None:
         """Move the bar to `step` and show `text` behind it. Without a terminal, print a line."""
@@ -92,7 +122,7 @@ class MetricLog:
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Log a uint8 picture (H, W, 3)."""
         if self._writes:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            self._board.add(step, summary.image(name, picture, dataformats="HWC"))
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
@@ -100,7 +130,7 @@ class MetricLog:
             tqdm.write(message)
 
     def close(self) -> None:
-        """Write what is pending, and close the files."""
+        """Close the files, to which all is written."""
         if self._writes:
             self._bar.close()
             self._board.close()

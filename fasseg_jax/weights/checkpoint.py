@@ -6,6 +6,7 @@ metadata/    JSON: format, contents ("model" or "backbone"), configuration, clas
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import ConfigError, base_config, check_config, rename_old
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, named_write_errors
 
 __all__ = [
     "Checkpoint",
@@ -118,6 +119,7 @@ def save_checkpoint(
 
     Raises:
       FileExistsError: `path` exists and must not be replaced.
+      WriteError: the checkpoint cannot be written.
     """
     directory = _absolute(path)
     if directory.is_file():
@@ -135,15 +137,21 @@ def save_checkpoint(
     handler = ocp.CompositeCheckpointHandler(
         variables=ocp.PyTreeCheckpointHandler(type_handler_registry=handlers), metadata=ocp.JsonCheckpointHandler()
     )
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(
-            directory,
-            args=ocp.args.Composite(
-                variables=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=DATA_FILE_BYTES),
-                metadata=ocp.args.JsonSave(checkpoint_metadata(config, classes, contents)),
-            ),
-            force=True,  # the checks above refused whatever must be kept
-        )
+    # Orbax and the storage library below it raise errors of many types.
+    with named_write_errors(Path(path), (Exception,)):
+        try:
+            with ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(
+                    directory,
+                    args=ocp.args.Composite(
+                        variables=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=DATA_FILE_BYTES),
+                        metadata=ocp.args.JsonSave(checkpoint_metadata(config, classes, contents)),
+                    ),
+                    force=True,  # the checks above refused whatever must be kept
+                )
+        except Exception:
+            shutil.rmtree(directory.with_name(f"{directory.name}.orbax-checkpoint-tmp"), ignore_errors=True)
+            raise
 
 
 def checkpoint_metadata(

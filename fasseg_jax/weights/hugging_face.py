@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import flat_fields
 from fasseg_jax.data.classes import ClassTable, load_classes
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.weights.hugging_face_config import describe_model, describe_preprocessing, read_configuration
 from fasseg_jax.weights.safe_pickle import shorten
 from fasseg_jax.weights.state_dict import to_state_dict
@@ -124,11 +124,10 @@ def write_hugging_face(
                 f"{folder}: holds something other than a Mask2Former of transformers and is not overwritten"
             )
         (folder / CONFIG).unlink()  # written last, so the folder is a model only when it is complete
-    folder.mkdir(parents=True, exist_ok=True)
     write_state_dict(folder / WEIGHTS[0], state_dict, overwrite)
-    preprocessing = describe_preprocessing(config, len(classes))
-    (folder / PREPROCESSOR).write_text(json.dumps(preprocessing, indent=2) + "\n")
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    for name, content in {PREPROCESSOR: describe_preprocessing(config, len(classes)), CONFIG: description}.items():
+        with write_atomically(folder / name) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _unused(state_dict: dict[str, np.ndarray], config: ConfigDict) -> dict[str, np.ndarray]:

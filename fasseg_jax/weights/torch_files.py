@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, named_write_errors, write_atomically
 from fasseg_jax.weights.safe_pickle import RefusedError, shorten
 from fasseg_jax.weights.stand_ins import PickledArray, Tensor
 from fasseg_jax.weights.torch_format import read_pickle_file, read_zip_file
@@ -86,6 +86,7 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
       FileExistsError: the file exists and must not be replaced.
       ImportError: the file is a .pth file, and PyTorch is not installed.
       ValueError: the file has another ending.
+      WriteError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth"):
@@ -96,15 +97,18 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
         partial.touch()
         permissions = partial.stat().st_mode  # those of the umask; safetensors replaces the file by a private one
         if path.suffix == ".pth":
-            _save_pth(state_dict, partial)
+            _save_pth(state_dict, partial, path)
         else:
+            from safetensors import SafetensorError
             from safetensors.numpy import save_file
 
-            save_file(dict(state_dict), partial, metadata={"format": "pt"})
+            with named_write_errors(path, (OSError, SafetensorError)):
+                save_file(dict(state_dict), partial, metadata={"format": "pt"})
         partial.chmod(permissions)
 
 
-def _save_pth(state_dict: Mapping[str, np.ndarray], file: Path) -> None:
+def _save_pth(state_dict: Mapping[str, np.ndarray], partial: Path, file: Path) -> None:
+    """Write to `partial`; messages name `file`."""
     try:
         import torch
     except ImportError:
@@ -117,7 +121,8 @@ def _save_pth(state_dict: Mapping[str, np.ndarray], file: Path) -> None:
         (name, torch.from_numpy(np.require(array, requirements="W"))) for name, array in state_dict.items()
     )
     setattr(tensors, "_metadata", VERSIONS)  # noqa: B010 (PyTorch keeps it as an attribute that the class lacks)
-    torch.save({"model": tensors}, file)
+    with named_write_errors(file, (OSError, RuntimeError)):
+        torch.save({"model": tensors}, partial)
 
 
 def _refuse_failed_downloads(path: Path) -> None:

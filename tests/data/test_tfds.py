@@ -10,7 +10,9 @@ import pytest
 from fasseg_jax.config import load_config
 from fasseg_jax.data import DataError, TrainingBatches, open_source, read_ahead
 from fasseg_jax.data.tfds import prepare
+from fasseg_jax.runtime.files import WriteError
 from tests.helpers.data_cases import folder_config, small_crops, write_folder, write_image
+from tests.helpers.full_disk import limited_files
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +96,12 @@ def test_bad_file_stops_the_preparation(tmp_path):
     with pytest.raises(DataError, match=r"validation/1\.jpg: cannot be read as a picture"):
         prepare(folder_config(root), tmp_path / "prepared")
     assert not list((tmp_path / "prepared").rglob("dataset_info.json"))
+
+
+@pytest.mark.parametrize("space", [0, 1000, 30_000])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, space):
+    root = write_folder(tmp_path / "small")
+    with limited_files(space), pytest.raises(WriteError, match=f"cannot write {tmp_path}/prepared/") as error:
+        prepare(folder_config(root), tmp_path / "prepared")
+    assert "\n" not in str(error.value)
+    assert open_source(prepared_config(prepare(folder_config(root), tmp_path / "prepared")), "training")

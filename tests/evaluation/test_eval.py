@@ -321,6 +321,40 @@ def test_unreadable_images(folder, undisturbed, tmp_path):
     assert math.isclose(metrics["mean_iou"], expected_iou(expected_confusion(pairs)).mean(), abs_tol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("kilobytes", "file"),
+    [
+        (0, "progress/evaluation.json"),
+        (8, "confusion.png"),
+        (100, "report.html"),
+    ],
+)
+def test_a_full_disk_ends_with_one_line(folder, undisturbed, tmp_path, kilobytes, file):
+    """A limit on the size of files takes the place of a full disk. All images are done, and remain so."""
+    shutil.copytree(undisturbed / "progress", tmp_path / "out/progress")
+    before = (tmp_path / "out/progress/host_0.jsonl").read_bytes()
+    process = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'ulimit -f {kilobytes} && exec "$@"',
+            "bash",
+            *command(folder[0], tmp_path / "out", "--save_predictions"),
+        ],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 1, process.stderr
+    *notes, line = process.stderr.splitlines()
+    assert line == f"eval.py: cannot write {tmp_path}/out/{file}: File too large"
+    assert all("compiled programs are not kept" in note for note in notes)
+    assert (tmp_path / "out/progress/host_0.jsonl").read_bytes() == before
+
+
 def test_mistakes_end_with_one_line(folder, tmp_path):
     root, _ = folder
     (tmp_path / "notes.txt").touch()

@@ -159,3 +159,25 @@ def test_mistakes_end_with_one_line(checkpoint, tmp_path):
         assert status == 1, arguments
         assert message in errors
         assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "flag", "file"),
+    [
+        (0, "--scores", "a_labels.png"),
+        (16, "--scores", "a_overlay.png"),
+        (400, "--explain", "a_explanation.png"),
+        (400, "--scores", "a_scores.npy"),
+    ],
+)
+def test_a_full_disk_ends_with_one_line(checkpoint, tmp_path, kilobytes, flag, file):
+    """A limit on the size of files takes the place of a full disk."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 300, 3), np.uint8)).save(tmp_path / "a.png")
+    program = [sys.executable, ROOT / "predict.py", "--device=cpu", f"--checkpoint={checkpoint}", "--input=a.png"]
+    limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash"]
+    result = run([*limited, *program, "--output=out", flag], tmp_path)
+    assert result.returncode == 1
+    *notes, line = result.stderr.splitlines()
+    assert line.startswith(f"predict.py: cannot write out/{file}: ")
+    assert all("compiled programs are not kept" in note for note in notes)
+    assert not (tmp_path / "out" / file).exists() and not list((tmp_path / "out").glob(".*"))

@@ -10,7 +10,9 @@ import pytest
 
 from fasseg_jax.config import load_config
 from fasseg_jax.data.classes import ClassTable, load_classes
+from fasseg_jax.runtime.files import WriteError
 from fasseg_jax.weights.checkpoint import load_checkpoint, save_checkpoint
+from tests.helpers.full_disk import limited_files
 
 CONFIGS = [f"configs/ade20k.py:{name}" for name in ("r50", "swin_b", "mask2former_r101")] + [
     "configs/cityscapes.py:r50"
@@ -201,3 +203,12 @@ def test_fields_that_came_later_have_their_defaults(tmp_path, name):
     del metadata["config"]["model"]["remat"], metadata["config"]["inference"]["multi_scale"]["flip"]
     file.write_text(json.dumps(metadata))
     assert load_checkpoint(tmp_path / "c").config == config
+
+
+@pytest.mark.parametrize("space", [0, 300, 3000, 100_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, space):
+    config = load_config("configs/ade20k.py:r50")
+    params = np.random.default_rng(0).standard_normal((100, 1000)).astype(np.float32)
+    with limited_files(space), pytest.raises(WriteError, match=f"cannot write {tmp_path}/checkpoint: File too large"):
+        save_checkpoint(tmp_path / "checkpoint", config, {"params": {"a": params}}, load_classes("ade20k"))
+    assert not list(tmp_path.iterdir())
