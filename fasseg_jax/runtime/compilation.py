@@ -5,11 +5,14 @@ import ctypes
 import gc
 import os
 import sys
+import tempfile
+import warnings
 
 import jax
 from tqdm import tqdm
 
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.command_line import print_error
+from fasseg_jax.runtime.files import Path, WriteError, named_write_errors
 
 __all__ = ["CompileTimer", "announce", "enable_compilation_cache", "release_compiler_memory"]
 
@@ -37,13 +40,26 @@ def announce(message: str) -> None:
         sys.stderr.flush()
 
 
-def enable_compilation_cache() -> Path:
+def enable_compilation_cache() -> Path | None:
     """Keep compiled programs on disk, so that the next run with the same model and sizes loads them.
 
     Returns:
       The folder: that of the environment variable JAX_COMPILATION_CACHE_DIR if it is set, else ~/.cache/fasseg_jax.
+      None if it cannot be written, which a line on stderr says; programs are then compiled in each run.
     """
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "fasseg_jax")
+    # JAX itself would print a warning of several lines for each program.
+    warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache")
+    try:
+        folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "fasseg_jax")
+        with named_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                file.write(b"writable, and not full")
+    except (WriteError, RuntimeError) as error:  # a `RuntimeError` if the user has no home
+        advice = "compiled programs are not kept; JAX_COMPILATION_CACHE_DIR names another folder for them"
+        print_error(f"{error}; {advice}", status=0)
+        jax.config.update("jax_compilation_cache_dir", None)
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     return folder
