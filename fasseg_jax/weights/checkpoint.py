@@ -7,6 +7,7 @@ metadata/    JSON: format, contents ("model" or "backbone"), configuration, clas
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -150,7 +151,9 @@ def save_checkpoint(
                     force=True,  # the checks above refused whatever must be kept
                 )
         except Exception:
-            shutil.rmtree(directory.with_name(f"{directory.name}.orbax-checkpoint-tmp"), ignore_errors=True)
+            for _ in range(10):  # threads may still be writing to it
+                shutil.rmtree(directory.with_name(f"{directory.name}.orbax-checkpoint-tmp"), ignore_errors=True)
+                time.sleep(0.1)
             raise
 
 
