@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.runtime.files import Path, named_write_errors
 from fasseg_jax.training.train_step import TrainState
-from fasseg_jax.weights.checkpoint import CheckpointMetadata, best_step, checkpoint_metadata, load_metadata
+from fasseg_jax.weights.checkpoint import best_step
+from fasseg_jax.weights.checkpoint_metadata import CheckpointMetadata, checkpoint_metadata, load_metadata
 
 __all__ = ["CheckpointError", "RunCheckpoints"]
 

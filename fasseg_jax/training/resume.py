@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import changed_fields
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.weights.checkpoint import CheckpointMetadata
+from fasseg_jax.weights.checkpoint_metadata import CheckpointMetadata
 
 __all__ = ["check_resumed"]
 

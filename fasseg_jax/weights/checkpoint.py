@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,40 +17,26 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import ConfigError, base_config, check_config, rename_old
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.runtime.files import Path, named_write_errors
+from fasseg_jax.weights.checkpoint_metadata import (
+    Contents,
+    absolute_path,
+    checkpoint_metadata,
+    damaged,
+    load_metadata,
+    metadata_file,
+)
 
 __all__ = [
     "Checkpoint",
-    "CheckpointMetadata",
-    "Contents",
     "best_step",
-    "checkpoint_metadata",
     "find_checkpoint",
     "load_checkpoint",
-    "load_metadata",
     "save_checkpoint",
 ]
 
-Contents = Literal["model", "backbone"]
-
-FORMAT = 1  # of the metadata; every other number is refused
 DATA_FILE_BYTES = 16 << 20  # Orbax collects that much in memory before it writes a file
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointMetadata:
-    """A checkpoint without its variables; other attributes are those of `Checkpoint`.
-
-    Attributes:
-      samples: split -> number of the samples that the training had; empty if it is not known.
-    """
-
-    config: ConfigDict
-    classes: ClassTable
-    contents: Contents = "model"
-    samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,13 +108,13 @@ def save_checkpoint(
       FileExistsError: `path` exists and must not be replaced.
       WriteError: the checkpoint cannot be written.
     """
-    directory = _absolute(path)
+    directory = absolute_path(path)
     if directory.is_file():
         raise FileExistsError(f"{path}: is a file; name a directory")
     if directory.exists() and any(directory.iterdir()):
         if not overwrite:
             raise FileExistsError(f"{path}: the directory is not empty; name another or pass --overwrite")
-        if not _metadata_file(directory).exists():
+        if not metadata_file(directory).exists():
             raise FileExistsError(f"{path}: holds something other than a checkpoint and is not overwritten")
     # Saving ends before this function returns, so Orbax need not copy the arrays first.
     handlers = ocp.type_handlers.create_type_handler_registry(
@@ -155,19 +141,6 @@ def save_checkpoint(
                 shutil.rmtree(directory.with_name(f"{directory.name}.orbax-checkpoint-tmp"), ignore_errors=True)
                 time.sleep(0.1)
             raise
-
-
-def checkpoint_metadata(
-    config: ConfigDict, classes: ClassTable, contents: Contents = "model", samples: Mapping[str, int] | None = None
-) -> dict[str, Any]:
-    """The metadata of a checkpoint, ready for JSON; the arguments are the attributes of `CheckpointMetadata`."""
-    return {
-        "format": FORMAT,
-        "contents": contents,
-        "config": config.to_dict(),
-        "classes": {"names": classes.names, "palette": classes.palette.tolist()},
-        "samples": dict(samples or {}),
-    }
 
 
 def find_checkpoint(path: str | Path) -> tuple[epath.Path, str]:
@@ -206,7 +179,7 @@ def _mean_iou(folder: epath.Path) -> float | None:
     try:
         return float(json.loads(file.read_text())["mean_iou"])
     except Exception as error:  # a damaged file can raise anything
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
 def best_step(mean_ious: Mapping[int, float | None]) -> int:
@@ -231,58 +204,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     folder, _ = find_checkpoint(path)
     metadata = load_metadata(folder)
     try:
-        variables = _restore(_absolute(folder) / "variables")
+        variables = _restore(absolute_path(folder) / "variables")
     except Exception as error:  # Orbax and the storage library below it raise errors of many types
-        raise _damaged(folder, error) from error
+        raise damaged(folder, error) from error
     return Checkpoint(metadata.config, variables, metadata.classes, metadata.contents)
-
-
-def load_metadata(path: str | Path) -> CheckpointMetadata:
-    """Read a checkpoint without its variables; raises as `load_checkpoint`."""
-    directory = _absolute(path)
-    if not directory.exists():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    if not _metadata_file(directory).exists():
-        hint = "; convert.py makes one from PyTorch weights" if directory.is_file() else ""
-        if (directory / "config.json").exists():
-            hint = f"; a model of transformers? convert it: python convert.py --weights {path} --output CHECKPOINT"
-        raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
-    try:
-        metadata = json.loads(_metadata_file(directory).read_text())
-        if metadata["format"] == FORMAT:
-            classes = metadata["classes"]
-            if metadata["contents"] not in ("model", "backbone"):
-                raise ValueError("contents is neither 'model' nor 'backbone'")
-            if not isinstance(metadata["config"], dict) or not metadata["config"].get("model"):
-                raise ValueError("config has no model")
-            config = _complete_config(metadata["config"])
-            check_config(config)
-            return CheckpointMetadata(
-                config=config,
-                classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
-                contents=metadata["contents"],
-                samples={split: int(number) for split, number in metadata.get("samples", {}).items()},
-            )
-    except ConfigError as error:
-        raise ValueError(f"{path}: the checkpoint's configuration is wrong: {error}") from error
-    except Exception as error:  # a damaged file can raise anything
-        raise _damaged(path, error) from error
-    raise ValueError(
-        f"{path}: written by a later version of fasseg_jax (format {str(metadata['format'])[:20]}); update it"
-    )
-
-
-def _damaged(path: str | Path, error: Exception) -> ValueError:
-    reason = f"{type(error).__name__}: {' '.join(str(error)[:200].split())}"
-    return ValueError(f"{path}: the checkpoint is damaged or incomplete ({reason})")
-
-
-def _absolute(path: str | Path) -> epath.Path:
-    return epath.Path(path).expanduser().resolve()
-
-
-def _metadata_file(directory: epath.Path) -> epath.Path:
-    return directory / "metadata" / "metadata"
 
 
 def _restore(directory: epath.Path) -> dict[str, Any]:
@@ -291,30 +216,3 @@ def _restore(directory: epath.Path) -> dict[str, Any]:
     tree = handler.metadata(directory).tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return handler.restore(directory, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
-def _complete_config(saved: dict[str, Any]) -> ConfigDict:
-    """The configuration as JSON held it: lists become tuples, old names new ones, and missing fields take defaults."""
-    config = ConfigDict(_tuples(saved))
-    rename_old(config)
-    return ConfigDict(_with_defaults(config.to_dict(), base_config().to_dict()))
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as tuples: JSON has only lists, configurations have tuples."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`saved`, filled up with the fields of `defaults`, except in a backbone of another kind, whose fields differ."""
-    if saved.get("kind") != defaults.get("kind"):
-        return saved
-    filled = {
-        name: _with_defaults(saved[name], value)
-        if isinstance(value, dict) and name in saved
-        else saved.get(name, value)
-        for name, value in defaults.items()
-    }
-    return {**saved, **filled}

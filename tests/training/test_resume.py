@@ -6,7 +6,7 @@ import pytest
 from fasseg_jax.config import load_config
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.training.resume import check_resumed
-from fasseg_jax.weights.checkpoint import CheckpointMetadata
+from fasseg_jax.weights.checkpoint_metadata import CheckpointMetadata
 
 NAMES = ("background", "circle", "square", "triangle", "cross", "ring")
 SAMPLES = {"training": 40, "validation": 4}

@@ -1,0 +1,139 @@
+"""The metadata of checkpoints: JSON that names the network of the variables, and the classes."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from fasseg_jax.config import ConfigError, base_config, check_config, rename_old
+from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.runtime.files import Path
+
+__all__ = [
+    "CheckpointMetadata",
+    "Contents",
+    "absolute_path",
+    "checkpoint_metadata",
+    "damaged",
+    "load_metadata",
+    "metadata_file",
+]
+
+Contents = Literal["model", "backbone"]
+
+FORMAT = 1  # of the metadata; every other number is refused
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointMetadata:
+    """A checkpoint without its variables; the other attributes are those of `Checkpoint`.
+
+    Attributes:
+      samples: split -> number of the samples that the training had; empty if it is not known.
+    """
+
+    config: ConfigDict
+    classes: ClassTable
+    contents: Contents = "model"
+    samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def checkpoint_metadata(
+    config: ConfigDict, classes: ClassTable, contents: Contents = "model", samples: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The metadata of a checkpoint, ready for JSON; the arguments are the attributes of `CheckpointMetadata`."""
+    return {
+        "format": FORMAT,
+        "contents": contents,
+        "config": config.to_dict(),
+        "classes": {"names": classes.names, "palette": classes.palette.tolist()},
+        "samples": dict(samples or {}),
+    }
+
+
+def load_metadata(path: str | Path) -> CheckpointMetadata:
+    """Read a checkpoint without its variables; raises as `load_checkpoint`."""
+    directory = absolute_path(path)
+    if not directory.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    if not metadata_file(directory).exists():
+        hint = "; convert.py makes one from PyTorch weights" if directory.is_file() else ""
+        if (directory / "config.json").exists():
+            hint = f"; a model of transformers? convert it: python convert.py --weights {path} --output CHECKPOINT"
+        raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
+    try:
+        metadata = json.loads(metadata_file(directory).read_text())
+        if metadata["format"] == FORMAT:
+            classes = metadata["classes"]
+            if metadata["contents"] not in ("model", "backbone"):
+                raise ValueError("contents is neither 'model' nor 'backbone'")
+            if not isinstance(metadata["config"], dict) or not metadata["config"].get("model"):
+                raise ValueError("config has no model")
+            config = _complete_config(metadata["config"])
+            check_config(config)
+            return CheckpointMetadata(
+                config=config,
+                classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
+                contents=metadata["contents"],
+                samples=_samples(metadata.get("samples", {})),
+            )
+    except ConfigError as error:
+        raise ValueError(f"{path}: the checkpoint's configuration is wrong: {error}") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise damaged(path, error) from error
+    raise ValueError(
+        f"{path}: written by a later version of fasseg_jax (format {str(metadata['format'])[:20]}); update it"
+    )
+
+
+def _samples(saved: Any) -> dict[str, int]:
+    if not isinstance(saved, dict) or not all(type(number) is int and number >= 0 for number in saved.values()):
+        raise ValueError("samples are not numbers of samples")
+    return saved
+
+
+def damaged(path: str | Path, error: Exception) -> ValueError:
+    """What to raise for a file that cannot be read, `path` and the reason in one line."""
+    reason = f"{type(error).__name__}: {' '.join(str(error)[:200].split())}"
+    return ValueError(f"{path}: the checkpoint is damaged or incomplete ({reason})")
+
+
+def absolute_path(path: str | Path) -> epath.Path:
+    """The path that Orbax wants; it may be in a bucket."""
+    return epath.Path(path).expanduser().resolve()
+
+
+def metadata_file(directory: epath.Path) -> epath.Path:
+    """The file that every checkpoint has."""
+    return directory / "metadata" / "metadata"
+
+
+def _complete_config(saved: dict[str, Any]) -> ConfigDict:
+    """The configuration as JSON held it: lists become tuples, old names new ones, and missing fields take defaults."""
+    config = ConfigDict(_tuples(saved))
+    rename_old(config)
+    return ConfigDict(_with_defaults(config.to_dict(), base_config().to_dict()))
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples: JSON has only lists, configurations have tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _with_defaults(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`saved`, filled up with the fields of `defaults`, except in a backbone of another kind, whose fields differ."""
+    if saved.get("kind") != defaults.get("kind"):
+        return saved
+    filled = {
+        name: _with_defaults(saved[name], value)
+        if isinstance(value, dict) and name in saved
+        else saved.get(name, value)
+        for name, value in defaults.items()
+    }
+    return {**saved, **filled}
