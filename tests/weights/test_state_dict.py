@@ -1,3 +1,4 @@
+import copy
 import functools
 import re
 
@@ -6,7 +7,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from fasseg_jax.config import load_config
 from fasseg_jax.models.backbones import BACKBONES
@@ -236,7 +236,7 @@ def test_the_message_says_what_fits_best():
 
 def test_new_class_head():
     config, state_dict, variables = tiny()
-    other = ConfigDict(config)
+    other = copy.deepcopy(config)
     other.model.num_classes = 4
     with pytest.raises(ValueError, match="Only the class head differs"):
         convert_state_dict(state_dict, other.model)

@@ -1,0 +1,91 @@
+"""The command lines of all programs: --help, --version, and mistakes, which end with one line and status 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import fasseg_jax
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.slow  # every test starts a process
+
+# Runs each [program, *arguments] of a JSON list in a fork of its own, so that all is imported once, and prints
+# [[status, stdout, stderr], ...].
+MANY_RUNS = """
+import json, multiprocessing, os, runpy, sys, tempfile
+import jax, flax, optax, orbax.checkpoint
+
+def run(program, arguments, output, errors):
+    os.dup2(output.fileno(), 1)
+    os.dup2(errors.fileno(), 2)
+    sys.argv[:] = [program, *arguments]
+    if program.endswith(".py"):
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+results = []
+for program, *arguments in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = multiprocessing.get_context("fork").Process(target=run, args=(program, arguments, output, errors))
+        process.start()
+        process.join()
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode())
+    results.append([process.exitcode, *texts])
+print(json.dumps(results))
+"""
+RECIPE = "--config=configs/ade20k.py:r50"
+NEEDED = {  # program -> arguments that it needs besides --config
+    "train.py": [],
+    "eval.py": ["--checkpoint=absent"],
+    "predict.py": ["--untrained", "--output=absent"],
+    "convert.py": ["--weights=absent", "--output=absent"],
+    "fasseg_jax.summary": [],
+    "fasseg_jax.data.tfds": ["--output=absent"],
+    "fasseg_jax.demo": None,  # has no --config
+    "fasseg_jax.export": None,
+}
+MISTAKES = {  # arguments -> what the line says
+    ("--config=absent.py",): "absent.py",
+    ("--config=configs/ade20k.py:r5",): "r5",
+    (RECIPE, "--config.data.rot=x"): "--config.data.rot: there is no such field",
+    (RECIPE, "--config.train.steps=many"): "train.steps",
+}
+
+
+def run_all(command_lines):
+    """(status, stdout, stderr) of each."""
+    process = subprocess.run(
+        [sys.executable, "-c", MANY_RUNS],
+        cwd=ROOT,
+        input=json.dumps(command_lines),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+def test_help_version_and_mistakes():
+    mistakes = [([program, "--no_such_flag=1"], "no_such_flag") for program in NEEDED]
+    mistakes += [
+        ([program, *arguments, *needed], message)
+        for program, needed in NEEDED.items()
+        if needed is not None
+        for arguments, message in MISTAKES.items()
+    ]
+    results = run_all([[program, flag] for program in NEEDED for flag in ("--help", "--version")])
+    for program, usage, version in zip(NEEDED, results[::2], results[1::2], strict=True):
+        assert usage[0] == 0 and usage[1] and not usage[2], (program, usage)
+        assert version == [0, f"fasseg_jax {fasseg_jax.__version__}\n", ""], program
+    results = run_all([command_line for command_line, _ in mistakes])
+    for (command_line, message), (status, _, errors) in zip(mistakes, results, strict=True):
+        assert status == 2, (command_line, errors)
+        assert message in errors and errors.count("\n") == 1, (command_line, errors)
