@@ -84,23 +84,36 @@ def test_other_things_are_never_overwritten(tmp_path):
     assert (tmp_path / "photo.jpg").read_bytes() == b"x"
 
 
-INTERRUPTED_SAVE = """
+INTERRUPTED_SAVES = {
+    "error": """
 import sys
-import numpy as np
 from pathlib import Path
 from tests.weights.test_checkpoint import save
 
-save(Path(sys.argv[1]), variables={"params": {"a": np.ones(3, np.float32), "b": object()}})  # no array
-"""
+save(Path(sys.argv[1]), variables={"params": {"b": object()}})  # no array
+""",
+    "kill": """
+import os, sys
+from pathlib import Path
+from tests.weights.test_checkpoint import save
+
+sys.addaudithook(lambda event, _: event == "os.rename" and os._exit(9))  # before anything gets its final name
+save(Path(sys.argv[1]))
+""",
+}
 
 
 @pytest.mark.slow
-def test_an_interrupted_save_leaves_no_checkpoint(tmp_path):
+@pytest.mark.parametrize("interruption", INTERRUPTED_SAVES)
+def test_an_interrupted_save_leaves_no_checkpoint(tmp_path, interruption):
     """In a process of its own, because Orbax's threads continue to write for a while after a failure."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.run([sys.executable, "-c", INTERRUPTED_SAVE, tmp_path / "c"], env=environment, check=False)
-    assert process.returncode != 0
-    assert [entry.name for entry in tmp_path.iterdir()] != []  # the save had begun
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_SAVES[interruption], tmp_path / "c"], env=environment, check=False
+    )
+    assert process.returncode == {"error": 1, "kill": 9}[interruption]
+    left = list(tmp_path.iterdir())
+    assert bool(left) == (interruption == "kill")  # after an error, nothing is left; otherwise, the save had begun
     with pytest.raises(FileNotFoundError, match="c: no such checkpoint"):
         load_checkpoint(tmp_path / "c")
     save(tmp_path / "c")  # what the first attempt left behind does not matter
