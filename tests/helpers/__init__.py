@@ -21,3 +21,8 @@ def xla_flags(devices: int = 1) -> str:
     given = os.environ.get("XLA_FLAGS", "")
     level = "" if "xla_backend_optimization_level" in given else FAST_COMPILATION
     return f"{given} {level} --xla_force_host_platform_device_count={devices}".strip()
+
+
+def error_lines(stderr: str) -> list[str]:
+    """The lines that a program printed on stderr, without those that announce a compilation."""
+    return [line for line in stderr.splitlines() if not line.startswith("Compiling the ")]

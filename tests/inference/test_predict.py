@@ -13,7 +13,7 @@ from fasseg_jax.data.classes import load_classes
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.visualization.overlay import draw_overlay
 from fasseg_jax.weights.checkpoint import save_checkpoint
-from tests.helpers import ROOT
+from tests.helpers import ROOT, error_lines
 from tests.helpers.tiny import photo, tiny_model
 
 pytestmark = pytest.mark.slow  # every test starts a process
@@ -177,7 +177,7 @@ def test_a_full_disk_ends_with_one_line(checkpoint, tmp_path, kilobytes, flag, f
     limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash"]
     result = run([*limited, *program, "--output=out", flag], tmp_path)
     assert result.returncode == 1
-    *notes, line = result.stderr.splitlines()
+    *notes, line = error_lines(result.stderr)
     assert line.startswith(f"predict.py: cannot write out/{file}: ")
-    assert all("compiled programs are not kept" in note for note in notes)
+    assert all("compiled programs are not kept" in note for note in notes), notes
     assert not (tmp_path / "out" / file).exists() and not list((tmp_path / "out").glob(".*"))

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from fasseg_jax.runtime.compilation import enable_compilation_cache
-from tests.helpers import ROOT
+from tests.helpers import ROOT, error_lines
 from tests.helpers.full_disk import limited_files
 
 
@@ -91,6 +91,6 @@ def test_programs_run_without_a_home(tmp_path, home):
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    lines = process.stderr.splitlines()
+    lines = error_lines(process.stderr)
     assert len(lines) == (home is not None) and all("compiled programs are not kept" in line for line in lines)
     assert (tmp_path / "out" / "generated_overlay.png").exists()
