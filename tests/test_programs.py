@@ -1,44 +1,12 @@
 """The command lines of all programs: --help, --version, and mistakes, which end with one line and status 2."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 import fasseg_jax
-from tests.helpers import ROOT
+from tests.helpers.programs import run_all
 
 pytestmark = pytest.mark.slow  # every test starts a process
 
-# Runs each [program, *arguments] of a JSON list in a fork of its own, so that all is imported once, and prints
-# [[status, stdout, stderr], ...].
-MANY_RUNS = """
-import json, multiprocessing, os, runpy, sys, tempfile
-import jax, flax, optax, orbax.checkpoint
-
-def run(program, arguments, output, errors):
-    os.dup2(output.fileno(), 1)
-    os.dup2(errors.fileno(), 2)
-    sys.argv[:] = [program, *arguments]
-    if program.endswith(".py"):
-        runpy.run_path(program, run_name="__main__")
-    else:
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
-
-results = []
-for program, *arguments in json.load(sys.stdin):
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = multiprocessing.get_context("fork").Process(target=run, args=(program, arguments, output, errors))
-        process.start()
-        process.join()
-        texts = []
-        for file in (output, errors):
-            file.seek(0)
-            texts.append(file.read().decode())
-    results.append([process.exitcode, *texts])
-print(json.dumps(results))
-"""
 RECIPE = "--config=configs/ade20k.py:r50"
 NEEDED = {  # program -> arguments that it needs besides --config
     "train.py": [],
@@ -56,21 +24,6 @@ MISTAKES = {  # arguments -> what the line says
     (RECIPE, "--config.data.rot=x"): "--config.data.rot: there is no such field",
     (RECIPE, "--config.train.steps=many"): "train.steps",
 }
-
-
-def run_all(command_lines):
-    """(status, stdout, stderr) of each."""
-    process = subprocess.run(
-        [sys.executable, "-c", MANY_RUNS],
-        cwd=ROOT,
-        input=json.dumps(command_lines),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
 
 
 def test_help_version_and_mistakes():

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 
 import jax
 from tqdm import tqdm
@@ -14,7 +15,13 @@ from tqdm import tqdm
 from fasseg_jax.runtime.command_line import print_error
 from fasseg_jax.runtime.files import Path, WriteError, named_write_errors
 
-__all__ = ["CompileTimer", "announce", "enable_compilation_cache", "release_compiler_memory"]
+__all__ = [
+    "CompileTimer",
+    "announce",
+    "enable_compilation_cache",
+    "paused_garbage_collection",
+    "release_compiler_memory",
+]
 
 
 class CompileTimer:
@@ -63,6 +70,22 @@ def enable_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     return folder
+
+
+@contextlib.contextmanager
+def paused_garbage_collection() -> Iterator[None]:
+    """Do not look for garbage in the block, which traces a large function.
+
+    Tracing makes millions of objects, all in use until it ends. Python would search them again and again, a third of
+    the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def release_compiler_memory(traces: bool = False) -> None:

@@ -16,7 +16,7 @@ from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
 from fasseg_jax.runtime.command_line import end_within
-from fasseg_jax.runtime.compilation import release_compiler_memory
+from fasseg_jax.runtime.compilation import paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
 from fasseg_jax.runtime.files import Path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
@@ -208,7 +208,8 @@ def compile_step(
     """Compile the step ahead of time, say so, and free the memory that tracing and compiling took."""
     log.say("Compiling the training step: half a minute to several minutes the first time, later seconds.")
     begin = time.perf_counter()
-    compiled = train_step.lower(state, images, targets).compile()
+    with paused_garbage_collection():
+        compiled = train_step.lower(state, images, targets).compile()
     release_compiler_memory(traces=True)
     log.say(f"Compiled in {time.perf_counter() - begin:.0f} s.")
     return compiled

@@ -35,9 +35,13 @@ def command(workdir: Path, **overrides) -> list[str]:
 
 
 def environment(devices: int = 1, **variables: str) -> dict[str, str]:
-    """With simulated CPU devices, and the tests' compilation cache."""
+    """With simulated CPU devices, the tests' compilation cache, and no PyTorch.
+
+    tensorboardX imports PyTorch where it is, which takes seconds; users of this package need not have it.
+    """
     return {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "without_torch"), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": xla_flags(devices),
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache/jax")),

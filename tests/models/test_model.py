@@ -74,10 +74,12 @@ def test_images_of_a_batch_do_not_mix(tiny_config):
 def initial_variables(model, x):
     """Initial parameters with noise: where an offset kernel is still zero, no gradient passes it."""
     variables = jax.jit(model.init)(jax.random.key(0), x)
-    leaves, tree = jax.tree.flatten(variables["params"])
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return {**variables, "params": tree.unflatten(noisy)}
+    rng = np.random.default_rng(1)
+
+    def noisy(leaf):
+        return np.asarray(leaf + 0.02 * rng.standard_normal(leaf.shape), np.float32)
+
+    return {**variables, "params": jax.tree.map(noisy, variables["params"])}
 
 
 OPTIONS = {

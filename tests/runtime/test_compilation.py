@@ -1,5 +1,6 @@
 """The folder of compiled programs: one that cannot be written is said in a line, and the program goes on."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fasseg_jax.runtime.compilation import enable_compilation_cache
+from fasseg_jax.runtime.compilation import enable_compilation_cache, paused_garbage_collection
 from tests.helpers import ROOT, error_lines
 from tests.helpers.full_disk import limited_files
 
@@ -68,6 +69,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caps
     assert message.format(tmp_path) in line and line.count("\n") == 1
     assert "JAX_COMPILATION_CACHE_DIR names another folder" in line
     assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_pause_of_garbage_collection_ends(enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(KeyError), paused_garbage_collection():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 @pytest.mark.slow

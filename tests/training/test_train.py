@@ -14,6 +14,7 @@ import pytest
 
 from fasseg_jax import Segmenter
 from fasseg_jax.weights.checkpoint import load_checkpoint
+from tests.helpers.programs import run_all
 from tests.helpers.training_runs import ROOT, command, environment, metrics, train
 
 pytestmark = pytest.mark.slow
@@ -199,20 +200,19 @@ def test_full_disk(tmp_path, kilobytes, message):
     assert line.startswith("train.py: ") and message in line and str(tmp_path / "run") in line
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
+def test_mistakes(tmp_path):
+    mistakes = [
         ({"train__batch_size": 6}, "config.train.batch_size = 6 must be a multiple of 4 devices"),
         ({"train__init": "absent"}, "absent: no such checkpoint"),
         ({"model__num_classes": 7}, "config.model.num_classes is 7, but the data have 6 classes"),
         ({"data__max_targets": 1}, "more than config.data.max_targets = 1"),
         ({"data__source": "folder", "data__root": "absent"}, "absent"),
-    ],
-)
-def test_mistakes(tmp_path, overrides, message):
-    process = train(tmp_path, devices=4, status=2, **overrides)
-    assert message in process.stderr
-    assert len(process.stderr.strip().splitlines()) == 1
+    ]
+    command_lines = [command(tmp_path / str(i), **fields)[1:] for i, (fields, _) in enumerate(mistakes)]
+    results = run_all(command_lines, environment(devices=4))
+    for (_, message), (status, _, errors) in zip(mistakes, results, strict=True):
+        assert status == 2 and message in errors, errors
+        assert len(errors.strip().splitlines()) == 1
 
 
 def test_other_data_or_fewer_steps_than_done_are_refused(undisturbed, tmp_path):
