@@ -94,7 +94,8 @@ def main(argv: list[str]) -> int:
     except (VideoError, FloatingPointError) as error:
         return print_error(error, status=1)
     if unreadable:
-        names = ", ".join(map(str, unreadable))
+        more = f" and {len(unreadable) - 5} others, named above" if len(unreadable) > 5 else ""
+        names = ", ".join(map(str, unreadable[:5])) + more
         return print_error(f"{len(unreadable)} of {len(photos)} photos could not be read: {names}", status=1)
     return 0
 

@@ -4,6 +4,7 @@ import codecs
 import csv
 import dataclasses
 import io
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,6 +14,7 @@ from fasseg_jax.runtime.files import Path, require_regular_file, write_atomicall
 __all__ = [
     "ClassTable",
     "DataError",
+    "check_class_name",
     "check_num_classes",
     "excerpt",
     "is_number",
@@ -36,6 +38,10 @@ class ClassTable:
       names: K class names.
       palette: (K, 3) uint8 RGB, one color per class.
       label_ids: the id of each class in the data set's own label files, if these have ids of their own.
+
+    Raises:
+      ValueError: the palette does not fit the names.
+      DataError: a name holds control characters, which could rewrite the terminal, or is no text.
     """
 
     names: tuple[str, ...]
@@ -48,9 +54,19 @@ class ClassTable:
                 f"a palette for {len(self.names)} classes must be ({len(self.names)}, 3) uint8, "
                 f"got {self.palette.shape} {self.palette.dtype}"
             )
+        for class_id, name in enumerate(self.names):
+            check_class_name(name, f"class {class_id}")
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def check_class_name(name: object, where: str) -> None:
+    """Raise a `DataError`, which begins with `where`, if a class name is no text or could rewrite the terminal."""
+    if not isinstance(name, str):
+        raise DataError(f"{where}: the name must be a text, got {excerpt(str(name))}")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") and letter != "\t" for letter in name):
+        raise DataError(f"{where}: the name {excerpt(name)} holds control characters; remove them")
 
 
 def check_num_classes(classes: ClassTable, num_classes: int) -> None:
@@ -136,6 +152,7 @@ def _class_name(row: dict[str, str], line: str, expected_id: int) -> str:
         raise DataError(f"{line}: expected id {expected_id} (ids run from 0 without gaps), got {excerpt(row['id'])}")
     if not row["name"]:
         raise DataError(f"{line}: the class has no name")
+    check_class_name(row["name"], line)
     return row["name"]
 
 

@@ -104,7 +104,7 @@ def write_report(
     template = TEMPLATE.read_text(encoding="utf-8")
     page = re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], template)
     with write_atomically(Path(path)) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _data(confusion: np.ndarray, shown: np.ndarray, classes: ClassTable) -> str:

@@ -64,7 +64,10 @@ def write_images(file: Path, results: list[ImageResult], names: dict[int, str], 
 
     Both are empty if all pixels are ignored.
     """
-    with write_atomically(file) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
+    with (
+        write_atomically(file) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines,
+    ):
         writer = csv.writer(lines)
         writer.writerow(["image", "score", "pixel_accuracy", "labelled_pixels"])
         for result in sorted(results, key=lambda result: result.index):

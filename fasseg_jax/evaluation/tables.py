@@ -94,7 +94,7 @@ def write_json(path: str | Path, metrics: SegmentationMetrics, classes: ClassTab
     }
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with write_atomically(Path(path)) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_csv(path: str | Path, metrics: SegmentationMetrics, classes: ClassTable) -> None:

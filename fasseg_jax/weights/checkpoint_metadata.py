@@ -68,7 +68,6 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
     try:
         metadata = json.loads(metadata_file(directory).read_text())
         if metadata["format"] == FORMAT:
-            classes = metadata["classes"]
             if metadata["contents"] not in ("model", "backbone"):
                 raise ValueError("contents is neither 'model' nor 'backbone'")
             if not isinstance(metadata["config"], dict) or not metadata["config"].get("model"):
@@ -77,7 +76,7 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
             check_config(config)
             return CheckpointMetadata(
                 config=config,
-                classes=ClassTable(tuple(classes["names"]), np.array(classes["palette"], np.uint8)),
+                classes=_classes(metadata["classes"]),
                 contents=metadata["contents"],
                 samples=_samples(metadata.get("samples", {})),
             )
@@ -88,6 +87,15 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
     raise ValueError(
         f"{path}: written by a later version of fasseg_jax (format {str(metadata['format'])[:20]}); update it"
     )
+
+
+def _classes(saved: dict[str, Any]) -> ClassTable:
+    names, palette = saved["names"], np.array(saved["palette"])
+    if not isinstance(names, list):
+        raise ValueError("the names of classes are no list")
+    if palette.dtype.kind not in "iu" or not np.array_equal(palette, palette.clip(0, 255)):
+        raise ValueError("the palette has other numbers than 0 to 255")
+    return ClassTable(tuple(names), palette.astype(np.uint8))
 
 
 def _samples(saved: Any) -> dict[str, int]:

@@ -273,6 +273,8 @@ def test_configuration_mistakes(root):
         ("sky\n", "line 1"),
         ("0 1 2 3\n", "line 1"),
         ("\n", "holds no classes"),
+        ("0 sky 1 2 3\n1 \x1b[2Jroad 1 2 3\n", "classes.txt, line 2: the name '\\x1b[2Jroad' holds control characters"),
+        ("0 \x07 1 2 3\n", "line 1: the name '\\x07' holds control characters"),
     ],
 )
 def test_mistakes_in_classes(tmp_path, text, message):
@@ -287,6 +289,9 @@ def test_classes_csv_and_none(tmp_path):
     (tmp_path / "classes.txt").write_text(CLASSES)
     (tmp_path / "classes.csv").write_text("id,name,r,g,b\n0,first,1,2,3\n")
     assert folder_classes(tmp_path).names == ("first",)
+    (tmp_path / "classes.csv").write_text('id,name,r,g,b\n0,"two\nlines",1,2,3\n')
+    with pytest.raises(DataError, match=r"classes.csv, line 3: .* holds control characters"):
+        folder_classes(tmp_path)
 
 
 # The label ids of Cityscapes' 19 evaluated classes, from the data set's published list of labels.

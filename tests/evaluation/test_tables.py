@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -118,16 +120,23 @@ def test_texts_cannot_run_as_formulas():
 
 def test_no_csv_file_holds_a_formula(tmp_path):
     """Names of classes and of images are what others choose."""
-    names = (*FORMULAS, *TEXTS[1:])
-    classes = ClassTable(names, np.zeros((len(names), 3), np.uint8))
+    images = [*FORMULAS, *TEXTS[1:]]
+    names = [name for name in images if not re.search(r"[\0-\x08\x0a-\x1f\x85]", name)]  # others are refused
+    classes = ClassTable(tuple(names), np.zeros((len(names), 3), np.uint8))
     counts = Counts.zeros(len(names))
     write_csv(tmp_path / "classes.csv", metrics_of(counts), classes)
-    results = [ImageResult.from_counts(index, "a", "", counts) for index in range(len(names))]
-    write_images(tmp_path / "images.csv", results, dict(enumerate(names)), len(names))
-    expected = [f"'{name}" for name in FORMULAS] + TEXTS[1:]
-    for file, column in (("classes.csv", "name"), ("images.csv", "image")):
+    results = [ImageResult.from_counts(index, "a", "", counts) for index in range(len(images))]
+    write_images(tmp_path / "images.csv", results, dict(enumerate(images)), len(names))
+    for file, column, texts in (("classes.csv", "name", names), ("images.csv", "image", images)):
         with (tmp_path / file).open(newline="", encoding="utf-8") as lines:
-            assert [row[column] for row in csv.DictReader(lines)] == expected
+            cells = [row[column] for row in csv.DictReader(lines)]
+        assert cells == [f"'{text}" if text in FORMULAS else text for text in texts]
+
+
+def test_names_of_files_in_another_encoding(tmp_path):
+    name = os.fsdecode("Straße".encode("latin-1"))
+    write_images(tmp_path / "images.csv", [ImageResult.from_counts(0, "a", "", COUNTS)], {0: name}, len(CLASSES))
+    assert r"Stra\udcdfe" in (tmp_path / "images.csv").read_text(encoding="utf-8")
 
 
 def test_every_writer_of_csv_guards_its_texts():

@@ -66,6 +66,14 @@ def test_checkpoints_with_wrong_metadata(tmp_path):
         if value is not True and (name, value) != ("samples", {})
     ]
     wrong += [json.dumps({**right, "samples": {"training": value}}) for value in WRONG if value not in (0, 10**12)]
+    tables = [
+        ("names", [1] * 150),
+        ("names", ["\x1b[2J"] * 150),
+        ("names", "x" * 150),
+        ("palette", [[0, 0, 256]] * 150),
+    ]
+    tables += [("palette", [[0, 0, 0.5]] * 150), ("palette", [[0, 0, -1]] * 150), ("palette", [["0", "0", "0"]] * 150)]
+    wrong += [json.dumps({**right, "classes": {**right["classes"], name: value}}) for name, value in tables]
     for i, text in enumerate(wrong):
         folder = checkpoint_folder(tmp_path / str(i), text)
         with pytest.raises(ValueError) as error:

@@ -6,7 +6,15 @@ import unicodedata
 import numpy as np
 from ml_collections import ConfigDict
 
-from fasseg_jax.data.classes import ClassTable, DataError, excerpt, is_number, load_classes, read_table_text
+from fasseg_jax.data.classes import (
+    ClassTable,
+    DataError,
+    check_class_name,
+    excerpt,
+    is_number,
+    load_classes,
+    read_table_text,
+)
 from fasseg_jax.data.images import list_photos
 from fasseg_jax.data.labels import (
     LABEL_EXTENSIONS,
@@ -171,6 +179,7 @@ def folder_classes(root: Path) -> ClassTable:
             expected = f"'{len(names)} NAME R G B' (0 to 255)"
             raise DataError(f"{file}, line {number}: expected {expected}, got {excerpt(line)}")
         names.append(" ".join(name))
+        check_class_name(names[-1], f"{file}, line {number}")
         palette.append(color)
     if not names:
         raise DataError(f"{file}: holds no classes")
