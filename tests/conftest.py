@@ -1,6 +1,7 @@
 """What all tests share: checked shapes, the compilation cache, and a configuration that is tiny but has every part."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import jax
@@ -37,3 +38,21 @@ def pytest_addoption(parser):
 def tiny_config() -> ConfigDict:
     """FASeg with every part and five classes, small enough to compile in seconds."""
     return make_tiny_config(num_classes=5)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left(monkeypatch):
+    """A test that fails leaves no program running."""
+    started = []
+
+    class RecordedProcess(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", RecordedProcess)
+    yield
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

@@ -20,6 +20,7 @@ from fasseg_jax import Segmenter
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers import error_lines
+from tests.helpers.programs import run_all
 from tests.helpers.tiny import photo, tiny_model
 from tests.helpers.training_runs import ROOT, environment
 
@@ -27,32 +28,6 @@ pytestmark = pytest.mark.slow  # every test starts processes
 
 SIZES = [(70, 100), (100, 70)]  # (height, width)
 NUM_IMAGES = 36
-
-# Runs the program for each command line of a JSON list in a fork of its own, so that all is imported once, and prints
-# [[status, stdout, stderr], ...].
-MANY_RUNS = """
-import json, multiprocessing, os, sys, tempfile
-import eval as program
-
-def run(arguments, *files):
-    for descriptor, file in enumerate(files, start=1):
-        os.dup2(file.fileno(), descriptor)
-    sys.argv[:] = ["eval.py", *arguments]
-    program.app.run(program.main, flags_parser=program.parse_flags)
-
-results = []
-for arguments in json.load(sys.stdin):
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = multiprocessing.get_context("fork").Process(target=run, args=(arguments, output, errors))
-        process.start()
-        process.join()
-        texts = []
-        for file in (output, errors):
-            file.seek(0)
-            texts.append(file.read().decode())
-    results.append([process.exitcode, *texts])
-print(json.dumps(results))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -103,24 +78,9 @@ def evaluate(root, output, *more, devices=1, status=0):
     return process
 
 
-def without_announcements(errors):
-    return "".join(line for line in errors.splitlines(keepends=True) if not line.startswith("Compiling "))
-
-
 def many(*command_lines):
-    """[status, stdout, stderr] of each, all in one process."""
-    process = subprocess.run(
-        [sys.executable, "-c", MANY_RUNS],
-        cwd=ROOT,
-        env=environment(),
-        input=json.dumps(command_lines),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+    """(status, stdout, stderr) of each, all in one process."""
+    return run_all([["eval.py", *command_line] for command_line in command_lines], environment())
 
 
 def numbers(output):
@@ -296,7 +256,7 @@ def test_unreadable_images(folder, undisturbed, tmp_path):
     Image.fromarray(truth).save(tmp_path / f"data/annotations/validation/{unknown}.png")
 
     ((status, _, errors),) = many(arguments(tmp_path, tmp_path / "out"))
-    assert status == 2 and without_announcements(errors).count("\n") == 1
+    assert status == 2 and len(error_lines(errors)) == 1
     assert any(f"{name}.png" in errors for name in wrong)
     assert "--skip_unreadable skips such images" in errors
 
@@ -309,8 +269,7 @@ def test_unreadable_images(folder, undisturbed, tmp_path):
     status, _, errors = left_out
     assert status == 1
     assert "Compiling the network for " in errors
-    errors = without_announcements(errors)
-    assert len(errors.splitlines()) == 5 and errors.endswith("4 images were skipped\n")
+    assert len(error_lines(errors)) == 5 and errors.endswith("4 images were skipped\n")
     assert f"skipped {tmp_path}/data/images/validation/{missing}.png has no label map" in errors
     assert f"{damaged}.png: cannot be read as a picture" in errors
     assert f"{small}.png is 70x100 pixels, its label map" in errors and "6x5: they must" in errors
@@ -385,4 +344,4 @@ def test_mistakes_end_with_one_line(folder, tmp_path):
     for (line, status, message), result in zip(mistakes, many(*(line for line, *_ in mistakes)), strict=True):
         assert result[0] == status, (line, result)
         assert message in result[2], (line, result)
-        assert without_announcements(result[2]).count("\n") == 1, result[2]
+        assert len(error_lines(result[2])) == 1, result[2]

@@ -10,7 +10,7 @@ from tests.helpers import ROOT
 # [[status, stdout, stderr], ...].
 MANY_RUNS = """
 import json, multiprocessing, os, runpy, sys, tempfile
-import jax, flax, optax, orbax.checkpoint
+import fasseg_jax.evaluation.run, fasseg_jax.inference.predict, optax
 
 def run(program, arguments, output, errors):
     os.dup2(output.fileno(), 1)
