@@ -57,6 +57,7 @@ def inside(boxes, y, x):
     return any(left <= x < right and top <= y < bottom for left, top, right, bottom in boxes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_queries_are_those_of_the_prediction(kind):
     explanation, _, labels, predictions, _ = explained(kind)

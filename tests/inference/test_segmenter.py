@@ -45,6 +45,7 @@ def pillow_resize(image, size):
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.BILINEAR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "resized", "padded"),
     [
@@ -70,6 +71,7 @@ MULTI_SCALE = {"mode": "multi_scale"}
 SLIDING = {"mode": "sliding", "sliding": {"overlap": 0.25}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(90, 121), (64, 300)])
 def test_several_sizes_and_flips(size):
     """Against the mean of whole predictions, one after the other; the smaller sides follow from the test size."""
@@ -91,6 +93,7 @@ def test_several_sizes_and_flips(size):
     assert_labels(result.labels, expected, margin=2e-4)
 
 
+@pytest.mark.slow
 def test_sliding_windows():
     """Against predictions of the cut-out windows, added up where they lie, over the number that show a pixel."""
     config, variables = changed(**SLIDING)
@@ -127,6 +130,7 @@ SIZES = {"a": (64, 90), "b": (64, 120), "c": (64, 95), "d": (128, 190), "e": (64
 PHOTOS = {name: photo(*size, seed) for seed, (name, size) in enumerate(SIZES.items())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, MULTI_SCALE, SLIDING], ids=["single", "multi_scale", "sliding"])
 def test_many_photos_give_what_each_gives(settings):
     segmenter = Segmenter(*changed(**settings))

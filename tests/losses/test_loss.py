@@ -156,12 +156,12 @@ def points_of_key(key, predictions: FactoredPredictions, targets: Targets, confi
 @pytest.mark.parametrize(
     ("num_targets", "max_targets", "num_queries", "points_given", "at_once"),
     [
-        ([2, 0, 3], 5, 8, False, 1),
+        pytest.param([2, 0, 3], 5, 8, False, 1, marks=pytest.mark.slow),
         ([2, 0, 3], 5, 8, True, 4),
         pytest.param([4, 4], 4, 4, False, 3, marks=pytest.mark.slow),
         pytest.param([20, 17], 21, 23, True, 1, marks=pytest.mark.slow),
         ([0, 0], 3, 5, False, 1),
-        ([2, 0, 3], 5, 8, False, "as on a GPU"),
+        pytest.param([2, 0, 3], 5, 8, False, "as on a GPU", marks=pytest.mark.slow),
     ],
     ids=["padded", "padded, points given", "as many targets as queries", "many", "none", "as on a GPU"],
 )

@@ -31,12 +31,12 @@ def count(tree):
     [
         ("configs/ade20k.py:r50", 50_511_639),
         ("configs/ade20k.py:swin_t", 53_922_065),
-        ("configs/ade20k.py:swin_b", 113.4e6),
-        ("configs/ade20k.py:swin_l", 222.0e6),
-        ("configs/ade20k.py:r101", 69.5e6),
-        ("configs/ade20k.py:mask2former_r50", 43_988_247),
-        ("configs/ade20k.py:mask2former_swin_t", 47.4e6),
-        ("configs/cityscapes.py:r50", 50_531_092),
+        pytest.param("configs/ade20k.py:swin_b", 113.4e6, marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:swin_l", 222.0e6, marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:r101", 69.5e6, marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:mask2former_r50", 43_988_247, marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:mask2former_swin_t", 47.4e6, marks=pytest.mark.slow),
+        pytest.param("configs/cityscapes.py:r50", 50_531_092, marks=pytest.mark.slow),
     ],
 )
 def test_parameter_counts(path, parameters):
@@ -45,6 +45,7 @@ def test_parameter_counts(path, parameters):
     assert ours == parameters or (isinstance(parameters, float) and round(ours / 1e5) == round(parameters / 1e5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["configs/ade20k.py:r50", "configs/ade20k.py:swin_s", "configs/cityscapes.py:r101"])
 def test_shapes_of_full_models(path):
     config = load_config(path).model
@@ -101,6 +102,7 @@ def plain_network():
     return variables, jax.jit(model.apply)(variables, images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_changes_the_predictions(tiny_config, option):
     """With the same values in all parameters that both networks have."""
@@ -121,6 +123,7 @@ def cut_to(expected, variables):
     return {name: cut_to(part, variables[name]) for name, part in expected.items()}
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter_and_are_finite(tiny_config):
     model = build_model(tiny_config.model)
     x = images(2)
@@ -137,6 +140,7 @@ def test_gradients_reach_every_parameter_and_are_finite(tiny_config):
         assert np.abs(leaf).max() > 0, path
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences(tiny_config):
     """Along the gradient of each part, where the slope is the gradient's norm.
 

@@ -115,6 +115,7 @@ def test_many_tiles_and_chunks(dtype, method):
     assert error.max() < (5 * 2**-17 if dtype == "float32" else 2**-7 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_those_of_the_reference(method):
     """Over many tiles and chunks."""

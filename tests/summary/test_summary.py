@@ -58,6 +58,7 @@ def test_loops_calls_and_platforms():
     assert by_scope == {"loop": 4 * product, "choice": product}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "official", "published"),
     [("r50", "faseg_r50_ade20k", 72e9), ("swin_t", "faseg_swin_tiny_ade20k", 75e9)],
@@ -76,6 +77,7 @@ def test_published_numbers(variant, official, published):
     assert parameters == OFFICIAL[official]["parameters"]
 
 
+@pytest.mark.slow
 def test_summary_of_a_tiny_model(tiny_config):
     tiny_config.model.pixel_decoder.num_layers = 2
     channels, ffn_dim = 32, 32

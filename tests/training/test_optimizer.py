@@ -13,7 +13,12 @@ from fasseg_jax.training.optimizer import gradient_norm, learning_rate_schedule,
 
 
 @pytest.mark.parametrize(
-    "path", ["configs/ade20k.py:swin_b", "configs/cityscapes.py:r101", "configs/ade20k.py:mask2former_swin_t"]
+    "path",
+    [
+        "configs/ade20k.py:mask2former_swin_t",
+        pytest.param("configs/ade20k.py:swin_b", marks=pytest.mark.slow),
+        pytest.param("configs/cityscapes.py:r101", marks=pytest.mark.slow),
+    ],
 )
 def test_every_parameter_has_one_group(path):
     model = build_model(load_config(path).model)

@@ -66,6 +66,7 @@ def relative_difference(one, other):
     return float(difference / optax.tree.norm(other))
 
 
+@pytest.mark.slow
 def test_losses_fall_without_transfers(config):
     """On one batch. A compiled step moves nothing between host and device, and reuses the memory of its state."""
     config.model.decoder.num_layers = ALL_KINDS_OF_LAYERS

@@ -66,6 +66,7 @@ def test_new_class_head_for_other_classes(tmp_path):
     assert checkpoint.variables["params"]["decoder"]["class_embed"]["kernel"].shape == (32, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_checkpoint_becomes_a_file_of_the_official_program(tmp_path, suffix):
     config = tiny_config("swin")
