@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
     if unreadable:
         more = f" and {len(unreadable) - 5} others, named above" if len(unreadable) > 5 else ""
         names = ", ".join(map(str, unreadable[:5])) + more
-        return print_error(f"{len(unreadable)} of {len(photos)} photos could not be read: {names}", status=1)
+        return print_error(f"{len(unreadable)} of {len(photos)} photos were skipped: {names}", status=1)
     return 0
 
 

@@ -13,6 +13,7 @@ from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes
 from fasseg_jax.data.plausibility import LabelCounts, count_sample, find_mistakes, find_oddities
 from fasseg_jax.data.samples import SPLITS, Source
 from fasseg_jax.data.sources.registry import data_classes, find_source
+from fasseg_jax.runtime.command_line import one_line
 from fasseg_jax.runtime.read_ahead import map_ahead
 
 __all__ = ["SplitReport", "check_data", "check_split", "print_reports"]
@@ -135,9 +136,9 @@ def print_reports(reports: list[SplitReport], classes: ClassTable, console: Cons
     console.print(_class_table(reports, classes))
     for report in reports:
         for problem in report.problems[:PRINTED_PROBLEMS]:
-            console.print(Text(f"{report.split}: {problem}", "red"), soft_wrap=True)
+            console.print(Text(f"{report.split}: {one_line(problem)}", "red"), soft_wrap=True)
         for note in report.notes:
-            console.print(Text(f"{report.split}: {note}", "yellow"), soft_wrap=True)
+            console.print(Text(f"{report.split}: {one_line(note)}", "yellow"), soft_wrap=True)
         if len(report.problems) > PRINTED_PROBLEMS:
             console.print(f"{report.split}: {len(report.problems) - PRINTED_PROBLEMS} more problems", style="red")
     if not any(report.problems for report in reports):

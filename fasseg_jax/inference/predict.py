@@ -1,6 +1,7 @@
 """A prediction from its options to its files: what predict.py does."""
 
 import dataclasses
+import os
 import sys
 import time
 from typing import Any
@@ -18,6 +19,7 @@ from fasseg_jax.inference.explanation_page import draw_explanation
 from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.command_line import one_line
 from fasseg_jax.runtime.compilation import CompileTimer
 from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.runtime.preemption import Interruption
@@ -25,6 +27,7 @@ from fasseg_jax.visualization.overlay import draw_overlay
 
 __all__ = ["PredictionOptions", "find_photos", "load_segmenter", "segment_camera_or_video", "segment_photos"]
 
+LONGEST_NAME = 255  # bytes, on the file systems of Linux, macOS and Windows
 WARNING = "Untrained weights: this picture shows that the installation works; the classes mean nothing."
 
 
@@ -124,17 +127,18 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
       options: what to write, and where.
 
     Returns:
-      The photos that could not be read.
+      The photos that could not be read, or whose names are too long to name results.
     """
     compiling = CompileTimer()
     unreadable: list[Path] = []
     seconds: list[float] = []
     for path, name in tqdm(photos.items(), unit="photo", disable=None):
         try:
+            _check_name(path, name)
             image = open_photo(path)
         except PhotoError as error:
             unreadable.append(path)
-            tqdm.write(f"predict.py: skipped {error}", file=sys.stderr)
+            tqdm.write(f"predict.py: skipped {one_line(error)}", file=sys.stderr)
             continue
         compiled_before, start = compiling.seconds, time.perf_counter()
         result = segmenter(image, scores=options.scores)
@@ -151,6 +155,11 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
         )
         print(f"Results are in {options.output}.")
     return unreadable
+
+
+def _check_name(path: Path, name: Path) -> None:
+    if len(os.fsencode(f"{name.name}_explanation.png")) > LONGEST_NAME:
+        raise PhotoError(f"{path}: the name is too long for those of the results; rename the photo")
 
 
 def write_result(

@@ -13,13 +13,19 @@ from absl import flags
 
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["end_within", "parse_flags", "parse_size", "print_error"]
+__all__ = ["end_within", "one_line", "parse_flags", "parse_size", "print_error"]
 
 
 def print_error(error: object, status: int) -> int:
     """Print one line on stderr, and return `status`."""
-    print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
     return status
+
+
+def one_line(message: object) -> str:
+    """A message as one line. Control characters, which a file's name may hold, are printed as escapes."""
+    text = " ".join(str(message).split())
+    return "".join(letter if letter.isprintable() or ord(letter) > 255 else ascii(letter)[1:-1] for letter in text)
 
 
 def end_within(seconds: float, status: int, message: str = "") -> None:

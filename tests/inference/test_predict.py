@@ -57,19 +57,32 @@ def test_folder_of_photos(checkpoint, tmp_path):
     for name, image in photos.items():
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "photos" / name)
+    odd = ["new\nline.jpg", "escape\x1b[2J.jpg", os.fsdecode("Straße.jpg".encode("latin-1"))]
+    for name in odd:
+        Image.fromarray(photo(64, 96, 1)).save(tmp_path / "photos" / name)
+    long = "x" * 245
     (tmp_path / "photos/broken.jpg").write_bytes(b"not a photo")
+    (tmp_path / f"photos/{long}.jpg").write_bytes((tmp_path / "photos" / odd[0]).read_bytes())
+    (tmp_path / "photos/damaged\x1b[2J.jpg").write_bytes(b"")
     (tmp_path / "photos/notes.txt").touch()
     result = predict(tmp_path, "--checkpoint", checkpoint, "--input", "photos", "--output", "out", "--scores")
     assert result.returncode == 1, result.stderr
     assert "skipped photos/broken.jpg: not a picture" in result.stderr
-    assert "1 of 4 photos could not be read: photos/broken.jpg" in result.stderr
-    assert "4 photos in photos, 1 other files ignored" in result.stdout
+    assert rf"3 of 9 photos were skipped: photos/broken.jpg, photos/damaged\x1b[2J.jpg, photos/{long}" in result.stderr
+    assert f"skipped photos/{long}.jpg: the name is too long" in result.stderr
+    assert r"skipped photos/damaged\x1b[2J.jpg: " in result.stderr and "\x1b" not in result.stderr + result.stdout
+    assert "9 photos in photos, 1 other files ignored" in result.stdout
     assert "Traceback" not in result.stderr
     assert any((tmp_path / "cache").iterdir())
     assert result.stderr.count("Compiling the network for 64x96 pixels") == 1  # for all three
 
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
     kinds = ("labels.png", "overlay.png", "scores.npy")
+    for name in odd:
+        assert (tmp_path / "out" / f"{name[:-4]}_labels.png").is_file()
+        for kind in kinds:
+            (tmp_path / "out" / f"{name[:-4]}_{kind}").unlink()
+    written = [name for name in written if (tmp_path / "out" / name).exists()]
     names = {"a.png": "a.png", "a.bmp": "a.bmp", "sub/a.png": "sub/a"}
     assert written == sorted(f"{name}_{kind}" for name in names.values() for kind in kinds)
     segmenter = Segmenter.from_checkpoint(checkpoint)
@@ -145,7 +158,7 @@ def test_mistakes_end_with_one_line(checkpoint, tmp_path):
         (["--checkpoint=absent", "--device=cpu", "--input=notes.txt", "--output=o"], "absent: no such checkpoint"),
     ]
     failures = [  # nothing that can be read, nowhere to write
-        ([*model, "--input=notes.txt", "--output=o"], "1 of 1 photos could not be read: notes.txt"),
+        ([*model, "--input=notes.txt", "--output=o"], "1 of 1 photos were skipped: notes.txt"),
     ]
     lines = [arguments for arguments, _ in usage + failures]
     result = run([sys.executable, "-c", MANY_RUNS], tmp_path, input=json.dumps(lines))

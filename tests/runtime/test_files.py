@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fasseg_jax.runtime.command_line import one_line
 from fasseg_jax.runtime.files import Path, RecordFile, WriteError, list_files, write_atomically
 from fasseg_jax.weights.torch_files import write_state_dict
 from tests.helpers.full_disk import limited_files
@@ -129,3 +130,15 @@ def test_a_full_device_is_named():
     with pytest.raises(WriteError, match="cannot write /dev/full: No space left on device"):
         file.add(b"record")
     file.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("a\nb  c", "a b c"),
+        ("x\x1b[2J\x07\x7f\x9b", r"x\x1b[2J\x07\x7f\x9b"),
+        ("Ätherblau 道路 \U0001f600 [b]", "Ätherblau 道路 \U0001f600 [b]"),
+    ],
+)
+def test_messages_are_one_line_that_cannot_rewrite_the_terminal(message, line):
+    assert one_line(message) == line
