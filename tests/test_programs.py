@@ -42,3 +42,5 @@ def test_help_version_and_mistakes():
     for (command_line, message), (status, _, errors) in zip(mistakes, results, strict=True):
         assert status == 2, (command_line, errors)
         assert message in errors and errors.count("\n") == 1, (command_line, errors)
+        name = command_line[0].removesuffix(".py").rpartition(".")[2]
+        assert errors.partition(": ")[0].removesuffix(".py") == name, (command_line, errors)

@@ -17,8 +17,11 @@ __all__ = ["end_within", "one_line", "parse_flags", "parse_size", "print_error"]
 
 
 def print_error(error: object, status: int) -> int:
-    """Print one line on stderr, and return `status`."""
-    print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
+    """Print one line on stderr, which begins with the program's name, and return `status`."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":  # of python -m
+        program = program.parent
+    print(f"{program.name}: {one_line(error)}", file=sys.stderr)
     return status
 
 
