@@ -5,6 +5,8 @@ import sys
 
 import pytest
 from absl import flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import ConfigError, base_config, check_config, flat_fields, load_config, swin
@@ -214,3 +216,20 @@ def test_choices_are_those_of_the_registries():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_right(recipe):
     check_config(load_config(recipe), training=True)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(sorted(flat_fields(base_config()))), ANYTHING)
+def test_whatever_a_field_holds_is_accepted_or_refused_by_its_name(name, value):
+    """No other error comes out, and what is accepted is finite."""
+    message = refusal(changed("resnet", name, value))
+    assert not message or f"config.{name}" in message
+    if not message and isinstance(value, int | float):
+        assert math.isfinite(value)
