@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "runtime": set(),
     "config": {"runtime"},
     "data": {"runtime", "config"},
+    "importing": {"data", "runtime"},
     "ops": {"runtime"},
     "models": {"ops", "config"},
     "losses": {"models", "ops"},

@@ -16,6 +16,7 @@ NEEDED = {  # program -> arguments that it needs besides --config
     "fasseg_jax.summary": [],
     "fasseg_jax.data.tfds": ["--output=absent"],
     "fasseg_jax.demo": None,  # has no --config
+    "fasseg_jax.importing": None,
     "fasseg_jax.export": None,
 }
 MISTAKES = {  # arguments -> what the line says

@@ -17,6 +17,7 @@ from fasseg_jax.runtime.files import Path, list_files, require_regular_file
 __all__ = [
     "MAX_PIXELS",
     "PHOTO_EXTENSIONS",
+    "TURN",
     "PhotoError",
     "PhotoList",
     "as_stored",

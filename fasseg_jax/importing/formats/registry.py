@@ -1,0 +1,27 @@
+"""The formats that can be imported."""
+
+from fasseg_jax.data.classes import DataError
+from fasseg_jax.importing.annotations import Format
+from fasseg_jax.importing.formats.labelme import LABELME
+from fasseg_jax.runtime.files import Path
+
+__all__ = ["FORMATS", "find_format"]
+
+# `--format` -> the format. A new format is a file that defines one, and a line here.
+FORMATS: dict[str, Format] = {
+    "labelme": LABELME,
+}
+
+
+def find_format(source: Path) -> str:
+    """Recognize the format of a folder or file.
+
+    Raises:
+      DataError: none fits, or several do.
+    """
+    fitting = [name for name, candidate in FORMATS.items() if candidate.recognize(source)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise DataError(f"{source} may be {' or '.join(fitting)}: choose by --format")
+    raise DataError(f"{source} has no format that is known; if it is one of {', '.join(FORMATS)}, name it by --format")

@@ -1,0 +1,149 @@
+"""What an import will write: classes, splits, and the names of files."""
+
+import dataclasses
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from fasseg_jax.data.classes import ClassTable, DataError
+from fasseg_jax.data.images import output_names
+from fasseg_jax.importing.annotations import Annotations, ImportOptions, Item, clean_name
+from fasseg_jax.importing.palette import choose_colors
+from fasseg_jax.runtime.files import Path
+
+__all__ = ["Target", "final_classes", "plan_targets"]
+
+BACKGROUND = ("background", "_background_", "__background__")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """An item with its split and the path of its files below `images/SPLIT`, without extension."""
+
+    item: Item
+    split: str
+    name: Path
+
+    @property
+    def key(self) -> str:
+        """Names the sample."""
+        return f"{self.split}/{self.name.as_posix()}"
+
+
+def final_classes(annotations: Annotations, options: ImportOptions, unlabeled: str) -> tuple[ClassTable, int | None]:
+    """Choose the classes.
+
+    Args:
+      annotations: its classes are taken, unless the options name some.
+      options: the person's.
+      unlabeled: "background" adds a class of this name, if there is none and shapes may leave pixels uncovered.
+
+    Returns:
+      The classes, and the id of pixels that no shape covers; None if they are ignored.
+
+    Raises:
+      DataError: there are no classes.
+    """
+    given = options.classes is not None
+    names = options.classes if options.classes is not None else annotations.classes
+    colors = options.colors if given else annotations.colors
+    repeated = [name for name, count in Counter(map(clean_name, names)).items() if count > 1]
+    if repeated or not all(map(clean_name, names)):
+        raise DataError(
+            f"the class name {repeated[0] if repeated else ''!r} is {'there twice' if repeated else 'empty'}; "
+            "give names by --classes=FILE, one a line"
+        )
+    names = tuple(map(clean_name, names))
+    from_shapes = any(isinstance(item.labels, tuple) for item in annotations.items)
+    background = None
+    if unlabeled == "background" and from_shapes:
+        known = [index for index, name in enumerate(names) if name.lower() in BACKGROUND]
+        background = known[0] if known else 0
+        if not known:
+            names = ("background", *names)
+            colors = None if colors is None else np.concatenate([_unused_black(colors), colors])
+    if not names:
+        raise DataError("no shape has a class; annotate some, or name classes by --classes=FILE, one a line")
+    palette = choose_colors(names) if colors is None else colors
+    return ClassTable(names, np.asarray(palette, np.uint8)), background
+
+
+def _unused_black(colors: np.ndarray) -> np.ndarray:
+    """Black, or the first gray that is no color yet, as (1, 3)."""
+    taken = {tuple(color) for color in colors.tolist()}
+    gray = next(level for level in range(256) if (level,) * 3 not in taken)
+    return np.full((1, 3), gray, np.uint8)
+
+
+def plan_targets(items: Sequence[Item], validation: float) -> tuple[list[Target], list[str], list[str]]:
+    """Choose the split and the name of each item.
+
+    Args:
+      items: from a reader.
+      validation: share for validation of the items without a split.
+
+    Returns:
+      The items to import, in order; problems; and notes about the splits.
+    """
+    items, problems = _one_per_photo(items)
+    tests = [item for item in items if item.split == "test"]
+    notes = [f'{len(tests)} photos of the split "test" are left out'] if tests else []
+    items = [item for item in items if item.split != "test"]
+    chosen = {
+        id(item) for item in _choose_validation([item for item in items if item.split != "validation"], validation)
+    }
+    if any(item.split == "validation" for item in items):
+        chosen &= {id(item) for item in items if item.split is None}
+    else:
+        notes.append(f"split by a hash of the photos' names, {validation:g} of them for validation (--validation)")
+    splits = ["validation" if id(item) in chosen else item.split or "training" for item in items]
+    targets = []
+    for split in ("training", "validation"):
+        of_split = [item for item, its in zip(items, splits, strict=True) if its == split]
+        names = output_names([Path(_safe(item.name)) for item in of_split])
+        targets += [Target(item, split, name) for item, name in zip(of_split, names, strict=True)]
+    counts = Counter(target.key.casefold() for target in targets)
+    for target in targets:
+        if counts[target.key.casefold()] > 1:
+            problems.append(f"{target.item.origin}: another photo has the same name {target.item.name!r}; rename one")
+    return [target for target in targets if counts[target.key.casefold()] == 1], problems, notes
+
+
+def _one_per_photo(items: Sequence[Item]) -> tuple[list[Item], list[str]]:
+    """The items whose photo no other item has, and a line about each of the rest."""
+    by_photo: dict[object, list[Item]] = defaultdict(list)
+    for item in items:
+        by_photo[_photo_key(item)].append(item)
+    problems = [
+        f"{photo}: {len(group)} annotations are for this photo ({', '.join(item.origin for item in group[:3])}); "
+        "remove all but one"
+        for photo, group in by_photo.items()
+        if len(group) > 1
+    ]
+    return [item for item in items if len(by_photo[_photo_key(item)]) == 1], problems
+
+
+def _photo_key(item: Item) -> object:
+    """Tells photos apart: their files, or the items themselves if they hold the bytes."""
+    return item.photo.resolve() if isinstance(item.photo, Path) else id(item)
+
+
+def _choose_validation(items: list[Item], share: float) -> list[Item]:
+    """The items whose hash of the name is below `share`; at least one of several, and never all."""
+    by_hash = sorted(items, key=lambda item: (_hash(item.name), item.name))
+    below = sum(_hash(item.name) < share for item in items)
+    return by_hash[: max(min(below, len(items) - 1), min(1, len(items) - 1))] if share > 0 and items else []
+
+
+def _hash(name: str) -> float:
+    """A number in [0, 1) that only depends on a photo's path without its extension."""
+    digest = hashlib.sha256(name.rpartition(".")[0].encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _safe(name: str) -> str:
+    """A path that stays below its folder, and that a search of folders finds."""
+    parts = [part.replace("\0", "_") for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return "/".join(f"_{part}" if part.startswith(".") else part for part in parts) or "photo"

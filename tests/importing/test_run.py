@@ -1,0 +1,193 @@
+"""What all formats share: splits, names, EXIF, a second run, classes and colors."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fasseg_jax.data.classes import DataError
+from fasseg_jax.data.images import open_photo
+from fasseg_jax.importing import writing
+from fasseg_jax.importing.annotations import Annotations, ImportOptions, Item, clean_name
+from fasseg_jax.importing.class_lists import read_class_list
+from fasseg_jax.importing.palette import choose_colors, simulate
+from fasseg_jax.importing.plan import final_classes, plan_targets
+from fasseg_jax.runtime.files import Path
+from tests.helpers.import_cases import read_labels, run_import, write_json, write_photo
+
+
+@pytest.fixture
+def source(tmp_path):
+    return tmp_path / "annotated"
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "data"
+
+
+def write_item(source, name, height=36, width=48, orientation=1, box=(0, 0, 9, 9)):
+    write_photo(source / f"{name}.jpg", orientation=orientation)
+    left, top, right, bottom = box
+    shape = {"label": "x", "points": [[left, top], [right, bottom]], "shape_type": "rectangle"}
+    image = {"imagePath": f"{name.rpartition('/')[2]}.jpg", "imageHeight": height, "imageWidth": width}
+    write_json(source / f"{name}.json", {"shapes": [shape]} | image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("drawn_on", ["viewer", "stored"])
+def test_labels_lie_on_the_photo_as_it_is_shown(source, output, orientation, drawn_on):
+    """White where the box was drawn: in the photo as `open_photo` shows it, labels and white pixels agree."""
+    turned = orientation >= 5 and drawn_on == "viewer"
+    write_item(source, "a", *((48, 36) if turned else (36, 48)), orientation, box=(4, 6, 19, 29))
+    pixels = np.zeros((48, 36, 3) if turned else (36, 48, 3), np.uint8)
+    pixels[6:30, 4:20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if drawn_on == "viewer":
+        pixels = np.asarray(writing.as_stored(Image.fromarray(pixels), orientation))
+    Image.fromarray(pixels).save(source / "a.jpg", exif=exif, quality=100)
+    run_import(source, output, orientation="auto" if orientation >= 5 else drawn_on)
+    shown = open_photo(output / "images/training/a.jpg").mean(axis=-1) > 128
+    np.testing.assert_array_equal(read_labels(output, "a") == 1, shown)
+
+
+def test_the_split_depends_on_names_only():
+    def item(name):
+        return Item(name, lambda: b"", name, (), "")
+
+    def validation(names):
+        targets, _, _ = plan_targets([item(name) for name in names], 0.2)
+        return {target.item.name for target in targets if target.split == "validation"}
+
+    names = [f"{index}.jpg" for index in range(1000)]
+    chosen = validation(names)
+    assert 160 < len(chosen) < 240
+    assert validation(names[::-1]) == chosen
+    assert validation(names[:500]) == chosen & set(names[:500])
+    assert [len(validation(names[:count])) for count in (1, 2)] == [0, 1]  # one at least, and never all
+
+
+def test_splits_of_the_source_are_kept():
+    def item(name, split):
+        return Item(name, lambda: b"", name, (), "", split)
+
+    def splits(*items):
+        targets, _, notes = plan_targets([item(*each) for each in items], 0.5)
+        return {target.item.name: target.split for target in targets}, notes
+
+    kept, notes = splits(("a.jpg", "training"), ("b.jpg", "validation"), ("c.jpg", "test"))
+    assert kept == {"a.jpg": "training", "b.jpg": "validation"}
+    assert notes == ['1 photos of the split "test" are left out']
+    only_training, _ = splits(("a.jpg", "training"), ("b.jpg", "training"))
+    assert sorted(only_training.values()) == ["training", "validation"]
+
+
+def test_names_stay_in_the_folder_and_apart(source, output):
+    items = [
+        Item(name, lambda: b"", name, (), "", "training")
+        for name in ("../../a.jpg", "/etc/b.jpg", "c\\d.jpg", "e.jpg", "e.png", ".f.jpg", "G.jpg", "g.jpg")
+    ]
+    targets, problems, _ = plan_targets(items, 0)
+    assert [target.name.as_posix() for target in targets] == ["a", "etc/b", "c/d", "e.jpg", "e.png", "_.f"] + (
+        ["G.jpg", "g.jpg"] if len(targets) == 8 else []
+    )
+    assert len(targets) + len(problems) == len(items)
+
+
+def test_a_second_run_goes_on(source, output, monkeypatch):
+    for index in range(6):
+        write_item(source, str(index))
+    written = []
+    original = writing.write_sample
+
+    def write(target, folder, rules):
+        written.append(target.item.name)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        return original(target, folder, rules)
+
+    monkeypatch.setattr("fasseg_jax.importing.run.write_sample", write)
+    with pytest.raises(KeyboardInterrupt):
+        run_import(source, output)
+    assert not (output / "classes.txt").exists()
+    with (output / "import.jsonl").open("ab") as records:
+        records.write(b'{"key": "training/cut off')
+    result = run_import(source, output)
+    assert result.written + result.kept == 6 and result.kept >= 1
+    assert run_import(source, output).kept == 6
+    write_item(source, "3", box=(1, 1, 12, 12))
+    next(output.glob("annotations/*/4.png")).unlink()
+    result = run_import(source, output)
+    assert (result.written, result.kept) == (2, 4)
+    assert np.count_nonzero(read_labels(output, "3")) == 12 * 12
+    (source / "5.json").unlink()
+    assert "is from an earlier import" in run_import(source, output).problems[0]
+
+
+def test_a_folder_with_something_else_is_refused(source, output):
+    write_item(source, "a")
+    output.mkdir()
+    (output / "thesis.txt").write_text("")
+    with pytest.raises(DataError, match="holds other files"):
+        run_import(source, output)
+    run_import(source, output.with_name("b"))
+    with pytest.raises(DataError, match="holds an import with another overlap"):
+        run_import(source, output.with_name("b"), overlap="smaller")
+    (output.with_name("b") / "import.jsonl").write_text("[1]\n{}\n")
+    with pytest.raises(DataError, match=r"import.jsonl: is damaged"):
+        run_import(source, output.with_name("b"))
+    with pytest.raises(DataError, match="lies in"):
+        run_import(source, source / "data")
+
+
+def test_a_split_in_the_path_of_photos(source, output):
+    write_item(source, "train/a")
+    write_item(source, "valid/a")
+    write_item(source, "valid/sub/b")
+    run_import(source, output)
+    files = sorted(path.relative_to(output).as_posix() for path in output.glob("images/**/*.jpg"))
+    assert files == ["images/training/a.jpg", "images/validation/a.jpg", "images/validation/sub/b.jpg"]
+
+
+def test_colors_are_told_apart_by_color_blind_people():
+    """The smallest distance between two colors, under each deficiency, is larger than in any of 100 random palettes."""
+    rng = np.random.default_rng(0)
+
+    def smallest_distance(colors):
+        seen = simulate(colors) ** (1 / 2.2)  # (K, 4, 3)
+        return np.linalg.norm(seen[:, None] - seen[None], axis=-1)[~np.eye(len(colors), dtype=bool)].min()
+
+    for count in (20, 40, 80):
+        chosen = smallest_distance(choose_colors(tuple(map(str, range(count)))))
+        assert chosen > max(smallest_distance(rng.integers(0, 256, (count, 3))) for _ in range(100)), count
+    many = choose_colors(tuple(map(str, range(1200))))
+    assert len(np.unique(many, axis=0)) == 1200
+    colors = choose_colors(("x", "background"))
+    np.testing.assert_array_equal(colors, [(230, 159, 0), (0, 0, 0)])
+
+
+def test_class_names(tmp_path):
+    for listing in ("a  b\n\nc\n", "0 a b 1 2 3\n1 c 4 5 6", "1 2 3 a b\n4 5 6 c", "# x\na b:1,2,3::\nc:4,5,6::"):
+        (tmp_path / "list.txt").write_text(listing)
+        names, colors = read_class_list(Path(tmp_path / "list.txt"))
+        assert names == ("a b", "c")
+        assert colors is None if "1" not in listing else colors.tolist() == [[1, 2, 3], [4, 5, 6]]
+    (tmp_path / "dict.csv").write_text("name, r,g,b\na b,1,2,3\nc,4,5,6\n")
+    assert read_class_list(Path(tmp_path / "dict.csv"))[0] == ("a b", "c")
+    for listing, message in (("0 a 1 2 300", "from 0 to 255"), ("", "no classes"), ("a\n0 b 1 2 3", "some have none")):
+        (tmp_path / "list.txt").write_text(listing)
+        with pytest.raises(DataError, match=message):
+            read_class_list(Path(tmp_path / "list.txt"))
+    assert clean_name(json.loads('" a\\u0000\\u2028b\\ud800 "')) == "a b?"
+    with pytest.raises(DataError, match="there twice"):
+        final_classes(Annotations((), ("a", " a")), ImportOptions(), "ignore")
+
+
+def test_more_than_255_classes(source, output):
+    write_item(source, "a")
+    result = run_import(source, output, classes=tuple(f"c{index}" for index in itertools.chain(range(299))) + ("x",))
+    assert result.ignore_label == 65535 and len(result.classes) == 301
+    assert read_labels(output, "a")[5, 5] == 300
