@@ -44,6 +44,7 @@ class Shape:
       kind: how its pixels are found, see `shapes.DRAWN`; "dropped" if it has no area, for the reason in `data`.
       rings: outlines, each (n, 2) float64. Two opposite corners of a rectangle or of the box around an ellipse.
       data: of "mask" ((h, w) bool, (left, top)); of "rle" what pycocotools decodes; of "dropped" the reason.
+      whole: if not 0, coordinates are not in pixels: a side of the photo has this length, such as 1 or 100.
     """
 
     where: str
@@ -51,6 +52,7 @@ class Shape:
     kind: Kind
     rings: tuple[np.ndarray, ...] = ()
     data: Any = None
+    whole: float = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,22 +1,29 @@
 """Reads JSON files and the fields in them, with a message for each mistake."""
 
+import functools
 import json
 from typing import Any
 
 import numpy as np
 
 from fasseg_jax.data.classes import DataError, read_table_text
+from fasseg_jax.data.sources.folder import file_version
 from fasseg_jax.runtime.files import Path
 
 __all__ = ["as_id", "as_size", "field", "looks_like_json", "read_json", "read_ring"]
 
 
 def read_json(file: Path) -> Any:
-    """Read a JSON file in UTF-8 or UTF-16.
+    """Read a JSON file in UTF-8 or UTF-16. The last one is kept: a large file is looked at by each format.
 
     Raises:
       DataError: the file is no JSON; the message names the line.
     """
+    return _parse(file, file_version(file))
+
+
+@functools.lru_cache(maxsize=1)
+def _parse(file: Path, version: str) -> Any:
     text = read_table_text(file)
     try:
         return json.loads(text)

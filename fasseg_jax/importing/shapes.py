@@ -37,6 +37,7 @@ def paint(
     """
     labels = np.full(size, UNLABELED, np.int32)
     notes: list[str] = []
+    shapes = [_in_pixels(shape, size) for shape in shapes]
     drawn = [result for shape in shapes if (result := _draw(shape, size, notes)) is not None]
     if overlap == "smaller":
         drawn.sort(key=lambda result: -result.area)
@@ -83,6 +84,14 @@ def _draw(shape: Shape, size: tuple[int, int], notes: list[str]) -> _Drawn | Non
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     return _Drawn(shape, window, inside[window].copy(), int(np.count_nonzero(inside)))
+
+
+def _in_pixels(shape: Shape, size: tuple[int, int]) -> Shape:
+    """Scale coordinates to pixels. A hundredth of a pixel is rounded: 12 of 48 may be written as 0.2499999."""
+    if not shape.whole:
+        return shape
+    scale = np.array([size[1], size[0]]) / shape.whole
+    return dataclasses.replace(shape, rings=tuple(np.round(ring * scale, 2) for ring in shape.rings), whole=0)
 
 
 def _title(shape: Shape) -> str:

@@ -2,6 +2,7 @@
 
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.importing.annotations import Format
+from fasseg_jax.importing.formats.coco import COCO
 from fasseg_jax.importing.formats.labelme import LABELME
 from fasseg_jax.runtime.files import Path
 
@@ -10,6 +11,7 @@ __all__ = ["FORMATS", "find_format"]
 # `--format` -> the format. A new format is a file that defines one, and a line here.
 FORMATS: dict[str, Format] = {
     "labelme": LABELME,
+    "coco": COCO,
 }
 
 
