@@ -4,6 +4,7 @@ from fasseg_jax.data.classes import DataError
 from fasseg_jax.importing.annotations import Format
 from fasseg_jax.importing.formats.coco import COCO
 from fasseg_jax.importing.formats.labelme import LABELME
+from fasseg_jax.importing.formats.yolo import YOLO
 from fasseg_jax.runtime.files import Path
 
 __all__ = ["FORMATS", "find_format"]
@@ -12,6 +13,7 @@ __all__ = ["FORMATS", "find_format"]
 FORMATS: dict[str, Format] = {
     "labelme": LABELME,
     "coco": COCO,
+    "yolo": YOLO,
 }
 
 
