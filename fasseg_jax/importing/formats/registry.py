@@ -4,6 +4,7 @@ from fasseg_jax.data.classes import DataError
 from fasseg_jax.importing.annotations import Format
 from fasseg_jax.importing.formats.coco import COCO
 from fasseg_jax.importing.formats.labelme import LABELME
+from fasseg_jax.importing.formats.voc import VOC
 from fasseg_jax.importing.formats.yolo import YOLO
 from fasseg_jax.runtime.files import Path
 
@@ -14,6 +15,7 @@ FORMATS: dict[str, Format] = {
     "labelme": LABELME,
     "coco": COCO,
     "yolo": YOLO,
+    "voc": VOC,
 }
 
 
