@@ -58,6 +58,7 @@ def _options() -> ImportOptions:
         unlabeled=flag.unlabeled,
         validation=flag.validation,
         orientation=flag.orientation,
+        tolerance=flag.tolerance,
     )
 
 
@@ -91,6 +92,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum(
         "orientation", "auto", ["auto", "viewer", "stored"], "What labels are drawn on if EXIF turns a photo."
+    )
+    flags.DEFINE_integer(
+        "tolerance", 0, "Most that a channel of a mask may differ from a class's color.", lower_bound=0, upper_bound=127
     )
 
 

@@ -112,6 +112,7 @@ class ImportOptions:
       unlabeled: what pixels are that no shape covers: "background", a class, or "ignore"; None leaves it to the format.
       validation: share of photos for validation, if the source has none.
       orientation: what labels are drawn on if EXIF turns a photo; see `config.data.label_orientation`.
+      tolerance: the most that a channel of a mask's color may differ from the listed one.
     """
 
     photos: Path | None = None
@@ -121,6 +122,7 @@ class ImportOptions:
     unlabeled: str | None = None
     validation: float = 0.2
     orientation: str = "auto"
+    tolerance: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from fasseg_jax.data.images import list_photos, open_image, reason
 from fasseg_jax.importing.annotations import IGNORED, split_of
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["IGNORED_NAMES", "MaskPair", "find_pairs", "map_colors", "read_rgb"]
+__all__ = ["IGNORED_NAMES", "MaskPair", "find_pairs", "is_gray", "map_colors", "read_rgb"]
 
 IGNORED_NAMES = ("void", "unlabeled", "unlabelled", "ignore", "ignored", "__ignore__")  # pixels that count for nothing
 MASK_WORDS = {
@@ -123,6 +123,11 @@ def read_rgb(mask: Path) -> np.ndarray:
         raise
     except Exception as error:  # decoders raise nearly anything for a damaged file
         raise DataError(f"{mask}: cannot be read as a mask ({reason(error)}); replace it") from error
+
+
+def is_gray(rgb: np.ndarray) -> bool:
+    """Whether all pixels of (H, W, 3) are gray."""
+    return bool((rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all())
 
 
 def map_colors(rgb: np.ndarray, colors: np.ndarray, indices: list[int], tolerance: int, mask: Path) -> np.ndarray:

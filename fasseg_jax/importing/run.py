@@ -93,6 +93,7 @@ def import_annotations(
             "unlabeled": unlabeled,
             "overlap": options.overlap,
             "orientation": options.orientation,
+            "tolerance": options.tolerance,
         },
     )
     try:

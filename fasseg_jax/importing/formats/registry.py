@@ -2,7 +2,9 @@
 
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.importing.annotations import Format
+from fasseg_jax.importing.formats.binary_masks import BINARY_MASKS
 from fasseg_jax.importing.formats.coco import COCO
+from fasseg_jax.importing.formats.color_masks import COLOR_MASKS
 from fasseg_jax.importing.formats.labelme import LABELME
 from fasseg_jax.importing.formats.voc import VOC
 from fasseg_jax.importing.formats.yolo import YOLO
@@ -16,6 +18,8 @@ FORMATS: dict[str, Format] = {
     "coco": COCO,
     "yolo": YOLO,
     "voc": VOC,
+    "color_masks": COLOR_MASKS,
+    "binary_masks": BINARY_MASKS,
 }
 
 
