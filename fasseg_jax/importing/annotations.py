@@ -64,7 +64,7 @@ class Item:
       photo: the file, or a function that returns its bytes.
       origin: names the annotation in messages: a file, and perhaps an entry in it.
       labels: shapes in the order in which the annotation holds them, or a function that returns a label map
-        (H, W) int32 of indices of `Annotations.classes` or `IGNORED`, or raises a `DataError`.
+        (H, W) int32 of indices of `Annotations.classes` or `IGNORED`, and notes, or raises a `DataError`.
       version: changes when the annotation or the photo does.
       split: "training", "validation", "test", or None if the source has no splits.
       size: (height, width) that the annotation says its photo has, if it does.
@@ -74,7 +74,7 @@ class Item:
     name: str
     photo: Path | Callable[[], bytes]
     origin: str
-    labels: tuple[Shape, ...] | Callable[[], np.ndarray]
+    labels: tuple[Shape, ...] | Callable[[], tuple[np.ndarray, list[str]]]
     version: str
     split: str | None = None
     size: tuple[int, int] | None = None

@@ -103,7 +103,7 @@ def _labels(
     item: Item, upright: tuple[int, int], stored: tuple[int, int], exif: int, rules: LabelRules
 ) -> tuple[np.ndarray, list[str]]:
     """Labels on the upright photo, (H, W) of ids or `IGNORED`, and notes."""
-    values = None if isinstance(item.labels, tuple) else item.labels()
+    values, said = (None, []) if isinstance(item.labels, tuple) else item.labels()
     size = item.size if values is None else (values.shape[0], values.shape[1])
     on_stored = exif != 1 and (
         rules.orientation == "stored"
@@ -121,6 +121,7 @@ def _labels(
         labels[labels == UNLABELED] = IGNORED if rules.background is None else rules.background
     else:
         labels, notes = _rename(values, rules)
+        notes = [*said, *notes]
     if on_stored:
         notes.append("labels are drawn on the photo as it is stored; they are turned with it")
         labels = np.asarray(Image.fromarray(labels).transpose(TURN[exif]))

@@ -44,7 +44,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
             name=pair.name,
             photo=pair.photo,
             origin=str(pair.mask),
-            labels=lambda: map_colors(read_rgb(pair.mask), colors, indices, options.tolerance, pair.mask),
+            labels=lambda: (map_colors(read_rgb(pair.mask), colors, indices, options.tolerance, pair.mask), []),
             version=f"{file_version(pair.mask)} {names} {colors.tolist()}",
             split=pair.split,
         )

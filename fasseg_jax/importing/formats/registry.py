@@ -4,6 +4,7 @@ from fasseg_jax.data.classes import DataError
 from fasseg_jax.importing.annotations import Format
 from fasseg_jax.importing.formats.binary_masks import BINARY_MASKS
 from fasseg_jax.importing.formats.coco import COCO
+from fasseg_jax.importing.formats.coco_panoptic import COCO_PANOPTIC
 from fasseg_jax.importing.formats.color_masks import COLOR_MASKS
 from fasseg_jax.importing.formats.labelme import LABELME
 from fasseg_jax.importing.formats.voc import VOC
@@ -16,6 +17,7 @@ __all__ = ["FORMATS", "find_format"]
 FORMATS: dict[str, Format] = {
     "labelme": LABELME,
     "coco": COCO,
+    "coco_panoptic": COCO_PANOPTIC,
     "yolo": YOLO,
     "voc": VOC,
     "color_masks": COLOR_MASKS,

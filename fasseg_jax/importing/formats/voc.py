@@ -125,7 +125,7 @@ def _item(
         name=photos[0].name,
         photo=photos[0],
         origin=str(mask or photos[0]),
-        labels=lambda: _read_mask(mask, names, colors) if mask else np.zeros((0, 0), np.int32),
+        labels=lambda: (_read_mask(mask, names, colors) if mask else np.zeros((0, 0), np.int32), []),
         version=f"{file_version(mask) if mask else ''} {names}",
         split=split,
     )
