@@ -3,6 +3,7 @@
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.importing.annotations import Format
 from fasseg_jax.importing.formats.binary_masks import BINARY_MASKS
+from fasseg_jax.importing.formats.cityscapes import CITYSCAPES_POLYGONS
 from fasseg_jax.importing.formats.coco import COCO
 from fasseg_jax.importing.formats.coco_panoptic import COCO_PANOPTIC
 from fasseg_jax.importing.formats.color_masks import COLOR_MASKS
@@ -22,6 +23,7 @@ FORMATS: dict[str, Format] = {
     "voc": VOC,
     "color_masks": COLOR_MASKS,
     "binary_masks": BINARY_MASKS,
+    "cityscapes_polygons": CITYSCAPES_POLYGONS,
 }
 
 
