@@ -7,6 +7,7 @@ from fasseg_jax.importing.formats.cityscapes import CITYSCAPES_POLYGONS
 from fasseg_jax.importing.formats.coco import COCO
 from fasseg_jax.importing.formats.coco_panoptic import COCO_PANOPTIC
 from fasseg_jax.importing.formats.color_masks import COLOR_MASKS
+from fasseg_jax.importing.formats.cvat import CVAT
 from fasseg_jax.importing.formats.labelme import LABELME
 from fasseg_jax.importing.formats.voc import VOC
 from fasseg_jax.importing.formats.yolo import YOLO
@@ -24,6 +25,7 @@ FORMATS: dict[str, Format] = {
     "color_masks": COLOR_MASKS,
     "binary_masks": BINARY_MASKS,
     "cityscapes_polygons": CITYSCAPES_POLYGONS,
+    "cvat": CVAT,
 }
 
 
