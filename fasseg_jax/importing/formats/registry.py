@@ -8,6 +8,7 @@ from fasseg_jax.importing.formats.coco import COCO
 from fasseg_jax.importing.formats.coco_panoptic import COCO_PANOPTIC
 from fasseg_jax.importing.formats.color_masks import COLOR_MASKS
 from fasseg_jax.importing.formats.cvat import CVAT
+from fasseg_jax.importing.formats.label_studio import LABEL_STUDIO
 from fasseg_jax.importing.formats.labelme import LABELME
 from fasseg_jax.importing.formats.voc import VOC
 from fasseg_jax.importing.formats.yolo import YOLO
@@ -26,6 +27,7 @@ FORMATS: dict[str, Format] = {
     "binary_masks": BINARY_MASKS,
     "cityscapes_polygons": CITYSCAPES_POLYGONS,
     "cvat": CVAT,
+    "label_studio": LABEL_STUDIO,
 }
 
 
