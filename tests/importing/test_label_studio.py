@@ -125,6 +125,7 @@ def test_odd_tasks_and_regions(source, output):
             "value": {"polygonlabels": ["q", "p"], "points": [[1, 2], [3, 4], [3, 2]]},
         },
         5,
+        {"id": "r8", "value": {"polygonlabels": ["q"], "points": [[1, 2], [3, 4], [3, 2]]}},
     ]
     two = task(4, "d.jpg", [good])
     two["annotations"] *= 2
@@ -159,4 +160,5 @@ def test_odd_tasks_and_regions(source, output):
         "task 1: clipped region 6 ('q'): it reaches 4.8 pixels beyond the photo",
         "task 1: dropped region 7 (ignored): has several labels: q, p",
         "task 1: dropped region 8 (ignored): has no value",
+        "task 1: dropped region 9 ('q'): is of type '', which has no area",
     ]

@@ -8,6 +8,7 @@ from fasseg_jax.importing.formats.coco import COCO
 from fasseg_jax.importing.formats.coco_panoptic import COCO_PANOPTIC
 from fasseg_jax.importing.formats.color_masks import COLOR_MASKS
 from fasseg_jax.importing.formats.cvat import CVAT
+from fasseg_jax.importing.formats.hugging_face import HUGGING_FACE
 from fasseg_jax.importing.formats.label_studio import LABEL_STUDIO
 from fasseg_jax.importing.formats.labelme import LABELME
 from fasseg_jax.importing.formats.voc import VOC
@@ -28,6 +29,7 @@ FORMATS: dict[str, Format] = {
     "cityscapes_polygons": CITYSCAPES_POLYGONS,
     "cvat": CVAT,
     "label_studio": LABEL_STUDIO,
+    "hugging_face": HUGGING_FACE,
 }
 
 
