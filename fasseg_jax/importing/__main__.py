@@ -5,7 +5,7 @@
 
 The program recognizes the format and says what it took it for; --format overrides. It copies the photos, writes label
 maps and classes.txt, and reports every shape that it drops or clips, with the reason. It never changes the input. A
-second run goes on where the first one stopped. It needs `pip install 'fasseg_jax[import]'`.
+second run goes on where the first one stopped. It needs `pip install -e ".[import]"`.
 
 Exit status: 0 all photos are imported; 1 some are not, or nothing can be written; 2 wrong usage.
 """
@@ -38,6 +38,10 @@ def main(argv: list[str]) -> int:
         result = import_annotations(Path(flag.input).expanduser(), output, flag.format, options)
     except (OSError, DataError) as error:
         return print_error(error, status=1)
+    except RecursionError:
+        return print_error(f"{flag.input}: is nested too deeply; export the annotations again", status=1)
+    except KeyboardInterrupt:
+        return print_error("stopped; the same command goes on from here", status=130)
     _print_result(result, output)
     return 1 if result.problems else 0
 

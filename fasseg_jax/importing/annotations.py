@@ -113,6 +113,7 @@ class ImportOptions:
       validation: share of photos for validation, if the source has none.
       orientation: what labels are drawn on if EXIF turns a photo; see `config.data.label_orientation`.
       tolerance: the most that a channel of a mask's color may differ from the listed one.
+      output: the folder of the result, in which no photos are looked for.
     """
 
     photos: Path | None = None
@@ -123,6 +124,7 @@ class ImportOptions:
     validation: float = 0.2
     orientation: str = "auto"
     tolerance: int = 0
+    output: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,5 +161,5 @@ def load_library(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"{module.partition('.')[0]} is needed for this format ({error}): pip install 'fasseg_jax[import]'"
+            f"{module.partition('.')[0]} is needed for this format ({error}): pip install -e '.[import]'"
         ) from error

@@ -36,14 +36,27 @@ def _parse(file: Path, version: str) -> Any:
 
 
 def looks_like_json(file: Path, *needed: str) -> bool:
-    """Whether a file is a JSON object with all these keys, or a list of such; False for anything odd."""
+    """Whether a file is a JSON object with all these keys, or a list of such; False for anything odd.
+
+    "annotations.KEY" is a key of its first annotation.
+    """
     try:
-        content = read_json(file)
+        return all(key in _keys(file, file_version(file)) for key in needed)
     except DataError:
         return False
+
+
+@functools.lru_cache(maxsize=64)
+def _keys(file: Path, version: str) -> frozenset[str]:
+    """The keys of an object, or of the first of a list; and those of its first annotation, after "annotations."."""
+    content = read_json(file)
     if isinstance(content, list) and content:
         content = content[0]
-    return isinstance(content, dict) and all(key in content for key in needed)
+    if not isinstance(content, dict):
+        return frozenset()
+    annotations = content.get("annotations")
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    return frozenset(content) | {f"annotations.{key}" for key in (first if isinstance(first, dict) else ())}
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:

@@ -41,7 +41,7 @@ class MaskPair:
     name: str
 
 
-def find_pairs(source: Path, photos: Path | None) -> tuple[list[MaskPair], list[str]]:
+def find_pairs(source: Path, photos: Path | None, exclude: Path | None = None) -> tuple[list[MaskPair], list[str]]:
     """Pair photos and masks below a folder.
 
     A mask lies in a folder called masks, labels, annotations, ... (also train_labels or trainannot), or its name ends
@@ -50,6 +50,7 @@ def find_pairs(source: Path, photos: Path | None) -> tuple[list[MaskPair], list[
     Args:
       source: a folder.
       photos: another folder of photos.
+      exclude: a folder to leave out.
 
     Returns:
       The pairs; and a line for each file without a partner, or with two.
@@ -58,7 +59,7 @@ def find_pairs(source: Path, photos: Path | None) -> tuple[list[MaskPair], list[
         raise DataError(f"{source} is no folder; name the folder that holds photos and masks")
     found: dict[tuple[bool, str], list[tuple[Path, str | None, str]]] = {}
     for folder in [source, *([photos] if photos else [])]:
-        for path in list_photos(folder).paths:
+        for path in list_photos(folder, exclude).paths:
             is_mask, split, name = _describe(path.relative_to(folder))
             found.setdefault((is_mask and folder == source, f"{split}/{name.rpartition('.')[0]}"), []).append(
                 (path, split, name)

@@ -1,5 +1,6 @@
 """Finds the photos that annotations name."""
 
+import os
 import re
 from collections import defaultdict
 
@@ -14,13 +15,13 @@ __all__ = ["PhotoIndex", "output_name", "split_in"]
 class PhotoIndex:
     """The photos below some folders, found by the ends of their paths."""
 
-    def __init__(self, *folders: Path | None):
-        """Search the folders; those that are None are left out."""
+    def __init__(self, *folders: Path | None, exclude: Path | None = None):
+        """Search the folders but for `exclude`; those that are None are left out."""
         self.folders = [folder for folder in folders if folder is not None]
         self._paths: dict[str, list[Path]] = defaultdict(list)  # by the file name in lower case
         known: set[Path] = set()
         for folder in self.folders:
-            for path in list_photos(folder).paths:
+            for path in list_photos(folder, exclude).paths:
                 if path not in known:
                     known.add(path)
                     self._paths[path.name.casefold()].append(path)
@@ -47,7 +48,7 @@ class PhotoIndex:
             path = folder / "/".join(parts) if not reference.startswith(("/", "\\")) else Path(reference)
             try:
                 if path.is_file():
-                    return path
+                    return Path(os.path.normpath(path))
             except OSError:  # a name that is too long, for example
                 pass
         candidates = self._paths.get(parts[-1].casefold(), [])

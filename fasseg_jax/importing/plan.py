@@ -62,8 +62,9 @@ def final_classes(annotations: Annotations, options: ImportOptions, unlabeled: s
         known = [index for index, name in enumerate(names) if name.lower() in BACKGROUND]
         background = known[0] if known else 0
         if not known:
-            names = ("background", *names)
-            colors = None if colors is None else np.concatenate([_unused_black(colors), colors])
+            background = len(names) if given else 0  # ids that a person gave stay
+            names = (*names, "background") if given else ("background", *names)
+            colors = None if colors is None else np.insert(colors, background, _unused_black(colors), axis=0)
     if not names:
         raise DataError("no shape has a class; annotate some, or name classes by --classes=FILE, one a line")
     palette = choose_colors(names) if colors is None else colors

@@ -62,7 +62,7 @@ def import_annotations(
       DataError: the source cannot be read, has no format that is known, or `output` holds something else.
       WriteError: something cannot be written.
     """
-    options = options or ImportOptions()
+    options = dataclasses.replace(options or ImportOptions(), output=output)
     if not source.exists():
         raise DataError(f"there is no {source}; name a folder or file of annotations by --input")
     if output.resolve().is_relative_to(source.resolve()):

@@ -192,3 +192,11 @@ def test_no_annotations(source, output):
     write_photo(source / "a.jpg")
     with pytest.raises(DataError, match="no photo can be imported"):
         run_import(source, output, "labelme")
+
+
+def test_a_path_to_another_folder(source, output):
+    write_photo(source / "photos/a.jpg")
+    shapes = [shape("x", [[0, 0], [9, 0], [9, 9]])]
+    write_json(source / "labels/a.json", {"shapes": shapes, "imagePath": "..\\photos\\a.jpg"} | SIZE)
+    assert not run_import(source, output).notes
+    assert (output / "images/training/photos/a.jpg").exists()

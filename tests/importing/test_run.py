@@ -190,4 +190,15 @@ def test_more_than_255_classes(source, output):
     write_item(source, "a")
     result = run_import(source, output, classes=tuple(f"c{index}" for index in itertools.chain(range(299))) + ("x",))
     assert result.ignore_label == 65535 and len(result.classes) == 301
-    assert read_labels(output, "a")[5, 5] == 300
+    assert result.classes.names[-1] == "background"  # ids that were given stay
+    assert (read_labels(output, "a")[5, 5], read_labels(output, "a")[20, 20]) == (299, 300)
+
+
+def test_the_output_may_lie_beside_a_file(tmp_path):
+    """Photos that the first run copied are not those that a second run looks for."""
+    write_photo(tmp_path / "photos/a.jpg")
+    image = {"imagePath": "a.jpg", "imageHeight": 36, "imageWidth": 48}
+    write_json(tmp_path / "a.json", {"shapes": [{"label": "x", "points": [[0, 0], [9, 0], [9, 9]]}]} | image)
+    for kept in (0, 1):
+        result = run_import(tmp_path / "a.json", tmp_path / "data")
+        assert (result.kept, result.problems) == (kept, ())

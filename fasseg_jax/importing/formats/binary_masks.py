@@ -27,7 +27,7 @@ def recognize(source: Path) -> bool:
 
 def read(source: Path, options: ImportOptions) -> Annotations:
     """Pair photos and masks."""
-    pairs, problems = find_pairs(source, options.photos)
+    pairs, problems = find_pairs(source, options.photos, options.output)
     names = NAMES if options.classes is None else options.classes
     if len(names) != 2:
         raise DataError(

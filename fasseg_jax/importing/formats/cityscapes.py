@@ -41,7 +41,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     """Read all files of polygons."""
     folder = source if source.is_dir() else source.parent
     photos: dict[str, list[Path]] = defaultdict(list)
-    for path in PhotoIndex(folder, options.photos).paths:
+    for path in PhotoIndex(folder, options.photos, exclude=options.output).paths:
         photos[path.stem.removesuffix(PHOTO_ENDING)].append(path)
     contents: list[tuple[Path, Any]] = []
     problems: list[str] = []

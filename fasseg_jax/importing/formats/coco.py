@@ -37,12 +37,8 @@ def recognize(source: Path) -> bool:
 
 
 def _is_coco(file: Path) -> bool:
-    if not looks_like_json(file, "images", "annotations", "categories"):
-        return False
-    content = read_json(file)
-    records = content["annotations"] if isinstance(content, dict) else None
-    return isinstance(records, list) and not any(
-        isinstance(one, dict) and "segments_info" in one for one in records[:1]
+    return looks_like_json(file, "images", "annotations", "categories") and not looks_like_json(
+        file, "annotations.segments_info"
     )
 
 
@@ -50,7 +46,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     """Read all files; a file whose name holds "train" or "val" is a split."""
     load_library("pycocotools.mask")
     folder = source if source.is_dir() else source.parent
-    index = PhotoIndex(folder, options.photos)
+    index = PhotoIndex(folder, options.photos, exclude=options.output)
     items: list[Item] = []
     problems: list[str] = []
     notes: list[str] = []

@@ -20,21 +20,14 @@ __all__ = ["COCO_PANOPTIC"]
 
 def recognize(source: Path) -> bool:
     """Whether the annotations of one of the first JSON files have segments."""
-    return any(_is_panoptic(file) for file in coco_files(source)[:10])
-
-
-def _is_panoptic(file: Path) -> bool:
-    if not looks_like_json(file, "images", "annotations", "categories"):
-        return False
-    content = read_json(file)
-    records = content["annotations"] if isinstance(content, dict) else None
-    return isinstance(records, list) and any(isinstance(one, dict) and "segments_info" in one for one in records[:1])
+    needed = ("images", "categories", "annotations.segments_info")
+    return any(looks_like_json(file, *needed) for file in coco_files(source)[:10])
 
 
 def read(source: Path, options: ImportOptions) -> Annotations:
     """Read all files; a file whose name holds "train" or "val" is a split."""
     folder = source if source.is_dir() else source.parent
-    index = PhotoIndex(folder, options.photos)
+    index = PhotoIndex(folder, options.photos, exclude=options.output)
     files = coco_files(source)
     contents: list[tuple[Path, Any, dict[str, str]]] = []
     problems: list[str] = []

@@ -23,7 +23,7 @@ def recognize(source: Path) -> bool:
 
 def read(source: Path, options: ImportOptions) -> Annotations:
     """Pair photos and masks, and read the table of colors."""
-    pairs, problems = find_pairs(source, options.photos)
+    pairs, problems = find_pairs(source, options.photos, options.output)
     names, colors = options.classes, options.colors
     table = next((source / name for name in TABLES if (source / name).is_file()), None)
     if names is None and table is not None:

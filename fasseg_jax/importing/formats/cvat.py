@@ -54,7 +54,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     """Read all XML files."""
     load_library("pycocotools.mask")
     folder = source if source.is_dir() else source.parent
-    index = PhotoIndex(folder, options.photos)
+    index = PhotoIndex(folder, options.photos, exclude=options.output)
     items: list[Item] = []
     problems: list[str] = []
     colors: dict[str, tuple[int, int, int] | None] = {}

@@ -38,7 +38,7 @@ def _json_files(source: Path) -> list[Path]:
 def read(source: Path, options: ImportOptions) -> Annotations:
     """Read all exports."""
     folder = source if source.is_dir() else source.parent
-    index = PhotoIndex(folder, options.photos)
+    index = PhotoIndex(folder, options.photos, exclude=options.output)
     items: list[Item] = []
     problems: list[str] = []
     notes: list[str] = []

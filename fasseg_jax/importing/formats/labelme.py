@@ -31,7 +31,7 @@ def recognize(source: Path) -> bool:
 def read(source: Path, options: ImportOptions) -> Annotations:
     """Read all JSON files."""
     folder = source if source.is_dir() else source.parent
-    index = PhotoIndex(folder, options.photos)
+    index = PhotoIndex(folder, options.photos, exclude=options.output)
     items: list[Item] = []
     problems: list[str] = []
     for file in _json_files(source):

@@ -59,7 +59,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     masks = {path.stem: path for path in sorted((root / MASKS).iterdir()) if path.suffix.lower() in PHOTO_EXTENSIONS}
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for folder in (root / "JPEGImages", options.photos):
-        for path in list_photos(folder).paths if folder is not None and folder.is_dir() else ():
+        for path in list_photos(folder, options.output).paths if folder is not None and folder.is_dir() else ():
             by_stem[path.stem].append(path)
     lists = _lists(root) or dict.fromkeys(masks)
     items: list[Item] = []
