@@ -67,7 +67,7 @@ def _options() -> ImportOptions:
 
 
 def _print_result(result: ImportResult, output: Path) -> None:
-    for kind, lines in (("", result.notes), ("not imported: ", result.problems)):
+    for kind, lines in (("", result.notes), ("problem: ", result.problems)):
         for line in lines[:PRINTED]:
             print(kind + line)
         if len(lines) > PRINTED:
