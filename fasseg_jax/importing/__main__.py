@@ -74,6 +74,8 @@ def _print_result(result: ImportResult, output: Path) -> None:
             print(f"{len(lines) - PRINTED} more such lines are in {output / REPORT}")
     kept = f", {result.kept} were there already" if result.kept else ""
     print(f"Wrote {result.written} photos with their label maps{kept}.")
+    if not result.written + result.kept:
+        return
     ignored = f" --config.data.ignore_label={result.ignore_label}" if result.ignore_label != 255 else ""
     print(f"Next: python train.py --config configs/folder.py:{output} --check{ignored}")
 

@@ -81,8 +81,9 @@ def as_id(value: object) -> str:
 def as_size(record: Any, height: str, width: str) -> tuple[int, int] | None:
     """(height, width) of the photo as a record gives it, or None if it does not."""
     sides = [record.get(height), record.get(width)]
-    numbers = [int(side) for side in sides if isinstance(side, int | float) and not isinstance(side, bool) and side > 0]
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+    if not all(isinstance(side, int | float) and not isinstance(side, bool) and 0 < side < 1e9 for side in sides):
+        return None
+    return int(sides[0]), int(sides[1])
 
 
 def read_ring(points: Any) -> np.ndarray:

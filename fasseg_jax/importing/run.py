@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from fasseg_jax.data.classes import ClassTable, DataError
 from fasseg_jax.data.sources.folder import file_version
-from fasseg_jax.importing.annotations import ImportOptions
+from fasseg_jax.importing.annotations import ImportOptions, load_library
 from fasseg_jax.importing.formats.registry import FORMATS, find_format
 from fasseg_jax.importing.plan import Target, final_classes, plan_targets
 from fasseg_jax.importing.records import ImportRecords
@@ -74,6 +74,8 @@ def import_annotations(
     targets, problems, notes = plan_targets(annotations.items, options.validation)
     if not targets:
         raise DataError("; ".join([f"{source}: no photo can be imported", *annotations.problems[:3], *problems[:3]]))
+    if any(isinstance(target.item.labels, tuple) for target in targets):
+        load_library("shapely")  # one line now, rather than one for each photo
     classes, background = final_classes(annotations, options, unlabeled)
     rules = LabelRules(
         {class_name: index for index, class_name in enumerate(classes.names)},

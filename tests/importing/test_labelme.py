@@ -200,3 +200,9 @@ def test_a_path_to_another_folder(source, output):
     write_json(source / "labels/a.json", {"shapes": shapes, "imagePath": "..\\photos\\a.jpg"} | SIZE)
     assert not run_import(source, output).notes
     assert (output / "images/training/photos/a.jpg").exists()
+
+
+@pytest.mark.parametrize("width", [None, "48", float("inf"), -1, [], True, 10**400])
+def test_odd_sizes_count_as_none(source, output, width):
+    write_item(source, "a", [shape("x", [[0, 0], [9, 0], [9, 9]])], imageWidth=width)
+    assert run_import(source, output).written == 1

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -202,3 +203,11 @@ def test_the_output_may_lie_beside_a_file(tmp_path):
     for kept in (0, 1):
         result = run_import(tmp_path / "a.json", tmp_path / "data")
         assert (result.kept, result.problems) == (kept, ())
+
+
+def test_a_missing_library_is_said_once(source, output, monkeypatch):
+    write_item(source, "a")
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    with pytest.raises(DataError, match=r"shapely is needed for this format .*pip install -e '\.\[import\]'"):
+        run_import(source, output)
+    assert not output.exists()
