@@ -84,7 +84,7 @@ def import_annotations(
         options.overlap,
         options.orientation,
     )
-    for line in [*_description(targets, classes, rules, unlabeled), *notes, *annotations.notes]:
+    for line in [*_description(targets, classes, rules, unlabeled), *notes]:
         announce(line)
     records = ImportRecords(
         output,
