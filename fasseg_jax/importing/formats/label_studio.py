@@ -131,15 +131,14 @@ def _path_in(address: str) -> str:
 def _read_shapes(results: list[Any], size: tuple[int, int] | None) -> Iterator[Shape]:
     """The shapes of the results; a region and its label may be two results with the same id."""
     labels: dict[str, list[str]] = {}
-    for one in results:
-        value = one.get("value") if isinstance(one, dict) else None
-        for key in LABEL_KEYS if isinstance(value, dict) else ():
-            if isinstance(value.get(key), list):
-                labels.setdefault(str(one.get("id")), []).extend(clean_name(name) for name in value[key])
+    for one in [one for one in results if isinstance(one, dict) and isinstance(one.get("value"), dict)]:
+        for key in LABEL_KEYS:
+            if isinstance(names := one["value"].get(key), list):
+                labels.setdefault(str(one.get("id")), []).extend(map(clean_name, names))
     for number, one in enumerate(results, start=1):
         where = f"region {number}"
         value = one.get("value") if isinstance(one, dict) else None
-        if not isinstance(value, dict):
+        if not isinstance(one, dict) or not isinstance(value, dict):
             yield Shape(where, None, "dropped", data="has no value")
             continue
         kind = str(one.get("type") or "").removesuffix("labels")
