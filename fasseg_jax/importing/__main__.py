@@ -17,6 +17,7 @@ from fasseg_jax.importing.annotations import ImportOptions
 from fasseg_jax.importing.class_lists import read_class_list
 from fasseg_jax.importing.formats.registry import FORMATS
 from fasseg_jax.importing.run import REPORT, ImportResult, import_annotations
+from fasseg_jax.importing.shapes import OVERLAP
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.files import Path
 
@@ -67,7 +68,11 @@ def _options() -> ImportOptions:
 
 
 def _print_result(result: ImportResult, output: Path) -> None:
-    for kind, lines in (("", result.notes), ("problem: ", result.problems)):
+    overlaps = [note for note in result.notes if OVERLAP in note]
+    if overlaps:
+        print(f"{len(overlaps)} photos have pixels that lie in several shapes; {output / REPORT} counts them")
+    others = [note for note in result.notes if OVERLAP not in note]
+    for kind, lines in (("", others), ("problem: ", result.problems)):
         for line in lines[:PRINTED]:
             print(kind + line)
         if len(lines) > PRINTED:

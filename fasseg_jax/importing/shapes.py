@@ -8,8 +8,9 @@ from PIL import Image, ImageDraw
 
 from fasseg_jax.importing.annotations import IGNORED, UNLABELED, Shape, load_library
 
-__all__ = ["DRAWN", "draw_shape", "paint"]
+__all__ = ["DRAWN", "OVERLAP", "draw_shape", "paint"]
 
+OVERLAP = "overlap: "  # how the note about pixels in several shapes begins
 FARTHEST = 1e6  # pixels; coordinates beyond are mistakes, and drawing them would take forever
 
 
@@ -50,7 +51,7 @@ def paint(
         overlapping += int(np.count_nonzero(window[result.inside] != UNLABELED))
         window[result.inside] = IGNORED if label is None else class_ids.get(label, IGNORED)
     if overlapping:
-        notes.append(f"overlap: {overlapping} pixels lie in several shapes; the {overlap} one has them")
+        notes.append(f"{OVERLAP}{overlapping} pixels lie in several shapes; the {overlap} one has them")
     return labels, notes
 
 

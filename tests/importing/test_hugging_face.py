@@ -91,3 +91,14 @@ def test_odd_rows_and_files(source, output):
     (source / "id2label.json").write_text('{"1": "a"}')
     with pytest.raises(DataError, match="the ids from 0 without gaps"):
         run_import(source, output.with_name("b"))
+
+
+def test_cells_may_name_files(source, output):
+    (source / "photos").mkdir(parents=True)
+    for name, cell in (("a.png", encoded(photo(0))), ("b.png", encoded(labels_of(0)))):
+        (source / "photos" / name).write_bytes(cell["bytes"])
+    files = [{"bytes": None, "path": path} for path in ("photos/a.png", str(source / "photos/b.png"), "gone.png")]
+    write_table(source / "train.parquet", [files[0], files[2]], [files[1], files[1]])
+    result = run_import(source, output)
+    np.testing.assert_array_equal(read_labels(output, "train-000000"), labels_of(0))
+    assert len(result.problems) == 1 and "names" in result.problems[0] and "gone.png" in result.problems[0]

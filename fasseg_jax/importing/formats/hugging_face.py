@@ -114,10 +114,18 @@ def _cell(file: Path, columns: tuple[str, str], group: int, row: int, column: in
     """The file in a cell."""
     with _LOCK:
         value = _read_group(file, file_version(file), columns, group)[columns[column]][row].as_py()
-    content = value.get("bytes") if isinstance(value, dict) else None
-    if not content:
-        raise DataError(f"{file}, row {row} of group {group}: the column {columns[column]!r} holds no picture")
-    return content
+    value = value if isinstance(value, dict) else {}
+    if value.get("bytes"):
+        return value["bytes"]
+    where = f"{file}, row {row} of group {group}: the column {columns[column]!r}"
+    if not value.get("path"):
+        raise DataError(f"{where} holds no picture")
+    path = file.parent / value["path"]  # `Dataset.to_parquet` writes the paths of local files only
+    try:
+        require_regular_file(path)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where} names {path}, which cannot be read ({error}); embed the pictures") from error
 
 
 def _item(
