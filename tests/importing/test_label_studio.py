@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fasseg_jax.importing.formats.brush_runs import decode_brush
+from fasseg_jax.importing.brush_runs import decode_brush
 from tests.helpers.import_cases import class_names, ragged_labels, read_labels, run_import, write_json, write_photo
 
 # label_studio_sdk.converter.brush.mask2rle (Apache-2.0) wrote this for `GOLDEN_MASK`.

@@ -13,7 +13,7 @@ import numpy as np
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.images import MAX_PIXELS, PHOTO_EXTENSIONS
 from fasseg_jax.importing.annotations import Annotations, Format, ImportOptions, Item, Shape, clean_name
-from fasseg_jax.importing.formats.brush_runs import decode_brush
+from fasseg_jax.importing.brush_runs import decode_brush
 from fasseg_jax.importing.json_files import as_size, looks_like_json, read_json, read_ring
 from fasseg_jax.importing.photos import PhotoIndex, output_name, split_in
 from fasseg_jax.runtime.files import Path, list_files
