@@ -131,7 +131,9 @@ def is_gray(rgb: np.ndarray) -> bool:
     return bool((rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 0] == rgb[..., 2]).all())
 
 
-def map_colors(rgb: np.ndarray, colors: np.ndarray, indices: list[int], tolerance: int, mask: Path) -> np.ndarray:
+def map_colors(
+    rgb: np.ndarray, colors: np.ndarray, indices: list[int], tolerance: int, mask: Path, ignore_others: bool = False
+) -> tuple[np.ndarray, list[str]]:
     """Replace colors by the indices of the nearest listed ones.
 
     Args:
@@ -140,12 +142,13 @@ def map_colors(rgb: np.ndarray, colors: np.ndarray, indices: list[int], toleranc
       indices: K numbers, what each color becomes.
       tolerance: the most that a channel may differ from the listed color.
       mask: names the file in messages.
+      ignore_others: whether a color that differs more from all that are listed means ignored pixels.
 
     Returns:
-      (H, W) int32.
+      (H, W) int32, and notes.
 
     Raises:
-      DataError: a color differs more from all that are listed.
+      DataError: a color differs more from all that are listed, and `ignore_others` is False.
     """
     codes = rgb.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     used, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
@@ -160,8 +163,12 @@ def map_colors(rgb: np.ndarray, colors: np.ndarray, indices: list[int], toleranc
         most = np.flatnonzero(unknown)[np.argsort(-counts[unknown])][:3]
         listing = ", ".join(f"{tuple(values[index].tolist())} in {counts[index]} pixels" for index in most)
         more = f", and {np.count_nonzero(unknown) - 3} other colors" if np.count_nonzero(unknown) > 3 else ""
-        raise DataError(
-            f"{mask}: has the color {listing}{more}; list it in --classes, or if edges are blurred set --tolerance, "
-            f"for example {min(int(farthest.max()), 64)}"
-        )
-    return table[inverse].reshape(codes.shape)
+        if not ignore_others:
+            raise DataError(
+                f"{mask}: has the color {listing}{more}; list it in --classes, or ignore such pixels by "
+                "--unlabeled=ignore, or if edges are blurred set --tolerance, for example "
+                f"{min(int(farthest.max()), 64)}"
+            )
+        table[unknown] = IGNORED
+        return table[inverse].reshape(codes.shape), [f"pixels of the color {listing}{more} are ignored"]
+    return table[inverse].reshape(codes.shape), []

@@ -33,15 +33,16 @@ class ImportRecords:
         if not lines:
             if folder.exists() and (not folder.is_dir() or any(entry.name != FILE for entry in folder.iterdir())):
                 raise DataError(f"{folder} holds other files; name a new folder by --output")
-        elif lines[0] != settings:
+        elif lines[0] != settings and lines[1:]:
             changed = [name for name in settings if lines[0].get(name) != settings[name]]
             raise DataError(
                 f"{folder} holds an import with another {' and another '.join(changed) or 'version'}; "
                 "name a new folder by --output, or delete that one"
             )
         self.known: dict[str, dict[str, Any]] = {line["key"]: line for line in lines[1:]}
-        self._file = RecordFile(path, length)
-        if not lines:
+        begins = not lines or lines[0] != settings  # no sample is there yet
+        self._file = RecordFile(path, 0 if begins else length)
+        if begins:
             self._file.add(_line(settings))
 
     def complete(self, key: str, version: str) -> Written | None:

@@ -58,6 +58,17 @@ def test_listed_classes_keep_their_ids(source, output):
     np.testing.assert_array_equal(read_labels(output, "a"), ragged_labels(0))
 
 
+def test_colors_of_no_class(source, output):
+    write_photo(source / "images/a.jpg")
+    write_mask(source / "masks/a.png", COLORS[ragged_labels(0)])
+    listed = {"classes": ("x", "y", "z"), "colors": COLORS[1:]}
+    assert "ignore such pixels by --unlabeled=ignore" in run_import(source, output, **listed).problems[0]
+    result = run_import(source, output, unlabeled="ignore", **listed)
+    count = np.count_nonzero(ragged_labels(0) == 0)
+    assert not result.problems and any(f"in {count} pixels are ignored" in note for note in result.notes)
+    np.testing.assert_array_equal(read_labels(output, "a"), ragged_labels(0) - np.uint8(1))  # 0 -> 255
+
+
 def test_blurred_edges_need_a_tolerance(source, output):
     write_photo(source / "images/a.jpg")
     labels = np.zeros((36, 48), np.uint8)

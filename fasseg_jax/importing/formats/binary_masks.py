@@ -40,7 +40,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
             name=pair.name,
             photo=pair.photo,
             origin=str(pair.mask),
-            labels=lambda: (map_colors(read_rgb(pair.mask), black_and_white, [0, 1], options.tolerance, pair.mask), []),
+            labels=lambda: map_colors(read_rgb(pair.mask), black_and_white, [0, 1], options.tolerance, pair.mask),
             version=file_version(pair.mask),
             split=pair.split,
         )

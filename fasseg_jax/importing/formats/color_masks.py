@@ -39,13 +39,15 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     ignored = [name for name in names if name not in kept]
     notes = [f"pixels of {', '.join(ignored)} are ignored, as the name says"] if ignored else []
 
+    ignore = options.unlabeled == "ignore"
+
     def item(pair: MaskPair) -> Item:
         return Item(
             name=pair.name,
             photo=pair.photo,
             origin=str(pair.mask),
-            labels=lambda: (map_colors(read_rgb(pair.mask), colors, indices, options.tolerance, pair.mask), []),
-            version=f"{file_version(pair.mask)} {names} {colors.tolist()}",
+            labels=lambda: map_colors(read_rgb(pair.mask), colors, indices, options.tolerance, pair.mask, ignore),
+            version=f"{file_version(pair.mask)} {names} {colors.tolist()} {ignore}",
             split=pair.split,
         )
 

@@ -136,7 +136,7 @@ def _read_mask(mask: Path, names: tuple[str, ...], colors: np.ndarray) -> np.nda
     kept = _kept(names)
     indices = [IGNORED if name.lower() in IGNORED_NAMES else kept.index(name) for name in names]
     if _mode(mask) in ("RGB", "RGBA"):
-        return map_colors(read_rgb(mask), colors, indices, 0, mask)
+        return map_colors(read_rgb(mask), colors, indices, 0, mask)[0]
     values = decode_labels(mask.read_bytes(), str(mask), stored=True)
     table = np.full(65536, -2, np.int32)
     table[: len(indices)] = indices
