@@ -8,10 +8,10 @@ r"""Convert weights: those of PyTorch programs to a checkpoint, and a checkpoint
     python convert.py --weights CHECKPOINT --output FILE.safetensors
     python convert.py --weights CHECKPOINT --output HUGGING_FACE_FOLDER --hugging_face
 
-A file (.pth, .pkl, .safetensors) holds FASeg or Mask2Former, which becomes a checkpoint for prediction, or an ImageNet
-ResNet or Swin backbone, from which a training can start. A folder of Hugging Face's transformers (config.json,
-model.safetensors) holds a Mask2Former. Its config.json has the architecture; it also has the classes and the test size,
-unless --config gives them.
+A file (.pth, .pkl, .safetensors) holds FASeg or Mask2Former, which becomes a checkpoint for prediction, or only a
+backbone, from which a training can start. A folder of Hugging Face's transformers (config.json, model.safetensors)
+holds a backbone, or a Mask2Former. The latter's config.json has the architecture; it also has the classes and the test
+size, unless --config gives them.
 
 A checkpoint becomes a .safetensors or .pth file of the official programs or, with --hugging_face, a folder of
 transformers, which has only Mask2Former. No code in a weight file is ever executed. Exit status: 0; 1 if the weights

@@ -16,11 +16,17 @@ Published mIoU on the validation set, single-scale / multi-scale with flip (pape
     swin_l  56.3 / 57.7    crop 640, 222M, backbone from ImageNet-21k
 
 r101 and swin_s follow the same recipe. `mask2former_` before any of them gives the baseline.
+
+Nobody has trained these yet. They are starting points: the recipe above, with the drop path of ConvNeXt's own recipes
+for ADE20K.
+
+    convnext_t, convnext_s, convnextv2_t                  crop 512
+    convnext_b, convnext_l, convnextv2_b, convnextv2_l    crop 640, backbone from ImageNet-22k
 """
 
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import base_config, resnet, swin, use_mask2former
+from fasseg_jax.config import base_config, convnext, resnet, swin, use_mask2former
 
 BACKBONES = {
     "r50": resnet(50),
@@ -29,11 +35,18 @@ BACKBONES = {
     "swin_s": swin("s"),
     "swin_b": swin("b"),
     "swin_l": swin("l"),
+    "convnext_t": convnext("t"),
+    "convnext_s": convnext("s"),
+    "convnext_b": convnext("b"),
+    "convnext_l": convnext("l"),
+    "convnextv2_t": convnext("t", version=2),
+    "convnextv2_b": convnext("b", version=2),
+    "convnextv2_l": convnext("l", version=2),
 }
 
 
 def get_config(variant: str = "r50") -> ConfigDict:
-    """`variant`: r50, r101, swin_t, swin_s, swin_b or swin_l; any of them after `mask2former_` for the baseline."""
+    """`variant`: a name of `BACKBONES`; any of them after `mask2former_` for the baseline."""
     name = variant.removeprefix("mask2former_")
     if name not in BACKBONES:
         raise ValueError(
@@ -44,7 +57,7 @@ def get_config(variant: str = "r50") -> ConfigDict:
     config.model.backbone = BACKBONES[name].copy_and_resolve_references()
     if variant != name:
         use_mask2former(config)
-    if name in ("swin_b", "swin_l"):
+    if name.endswith(("_b", "_l")):
         config.augmentation.short_sides = tuple(int(640 * 0.1 * j) for j in range(5, 21))
         config.augmentation.max_long_side = 2560
         config.augmentation.crop = (640, 640)

@@ -10,14 +10,17 @@ from fasseg_jax.config import base_config, changed_fields, flat_fields, load_con
 from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.models.fasseg import build_model
 
-ADE20K = ["r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"]
+ADE20K = [
+    *("r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"),
+    *("convnext_t", "convnext_s", "convnext_b", "convnext_l", "convnextv2_t", "convnextv2_b", "convnextv2_l"),
+]
 
 
 @pytest.mark.parametrize("name", [*ADE20K, *(f"mask2former_{name}" for name in ADE20K)])
 def test_ade20k(name):
     config = load_config(f"configs/ade20k.py:{name}")
     build_model(config.model)
-    large = name.endswith(("swin_b", "swin_l"))
+    large = name.endswith(("_b", "_l"))
     side = 640 if large else 512
     assert config.augmentation.crop == (side, side)
     assert config.augmentation.short_sides[0] == side // 2 and config.augmentation.short_sides[-1] == 2 * side

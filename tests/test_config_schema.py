@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import ConfigError, base_config, check_config, flat_fields, load_config, swin
+from fasseg_jax.config import ConfigError, base_config, check_config, convnext, flat_fields, load_config, swin
 from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.config.schema import BACKBONES, FIELDS
 from fasseg_jax.data.labels import LABEL_ORIENTATIONS
@@ -37,13 +37,13 @@ NO_NUMBERS = (math.nan, math.inf, -math.inf)
 WRONG_KINDS = (None, {}, {"a": 1}, [], (), b"x", object())
 
 
-def swin_config() -> ConfigDict:
+def config_with(backbone: ConfigDict) -> ConfigDict:
     config = base_config()
-    config.model.backbone = swin("t")
+    config.model.backbone = backbone
     return config
 
 
-CONFIGS = {"resnet": base_config(), "swin": swin_config()}
+CONFIGS = {"resnet": base_config(), "swin": config_with(swin("t")), "convnext": config_with(convnext("t"))}
 
 
 def wrong_values(name: str, default) -> list:
@@ -178,7 +178,7 @@ def test_every_override_with_a_wrong_text_is_refused(recipe, monkeypatch):
     ],
 )
 def test_messages(fields, message):
-    config = swin_config() if "model.backbone.heads" in fields else base_config()
+    config = CONFIGS["swin"] if "model.backbone.heads" in fields else base_config()
     config.update_from_flattened_dict(fields)
     with pytest.raises(ConfigError, match=message):
         check_config(config, training=True)

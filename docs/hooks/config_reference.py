@@ -54,13 +54,13 @@ def fields_of(function: Callable[..., ConfigDict], prefix: str = "") -> list[Fie
     """List all fields and groups that a function of `fasseg_jax/config/base.py` makes, in the order of the source.
 
     Args:
-      function: `base_config`, `resnet` or `swin`. The smallest ResNet and Swin give the defaults.
+      function: `base_config`, or one that makes a backbone. The smallest of each kind gives the defaults.
       prefix: of the names, e.g. "model.backbone.".
 
     Raises:
       ValueError: the function makes a field outside of a dictionary, where its comment is not found.
     """
-    arguments = {"resnet": (50,), "swin": ("t",)}.get(function.__name__, ())
+    arguments = {"resnet": (50,), "swin": ("t",), "convnext": ("t",)}.get(function.__name__, ())
     config = function(*arguments)
     comments = _comments(SOURCE.read_text("utf-8"))
     tree = ast.parse(inspect.getsource(function)).body[0]

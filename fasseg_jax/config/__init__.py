@@ -1,6 +1,6 @@
 """Configurations: the base that every recipe in `configs/` starts from, and how one is loaded and compared."""
 
-from fasseg_jax.config.base import base_config, resnet, swin, use_mask2former
+from fasseg_jax.config.base import base_config, convnext, resnet, swin, use_mask2former
 from fasseg_jax.config.loading import changed_fields, flat_fields, load_config, rename_old
 from fasseg_jax.config.schema import ConfigError, check_config, check_section
 
@@ -10,6 +10,7 @@ __all__ = [
     "changed_fields",
     "check_config",
     "check_section",
+    "convnext",
     "flat_fields",
     "load_config",
     "rename_old",

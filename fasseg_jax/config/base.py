@@ -7,7 +7,7 @@ accept `--config configs/NAME.py:VARIANT --config.model.dtype=bfloat16` and the 
 
 from ml_collections import ConfigDict
 
-__all__ = ["base_config", "resnet", "swin", "use_mask2former"]
+__all__ = ["base_config", "convnext", "resnet", "swin", "use_mask2former"]
 
 
 def resnet(depth: int, norm: str = "frozen_batch_norm") -> ConfigDict:
@@ -15,7 +15,7 @@ def resnet(depth: int, norm: str = "frozen_batch_norm") -> ConfigDict:
     blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
     return ConfigDict(
         {
-            "kind": "resnet",  # of the backbone; "swin" is the other kind
+            "kind": "resnet",  # of the backbone; the other kinds are "swin" and "convnext"
             "blocks": blocks[depth],  # number of bottleneck blocks in each of the four stages
             "width": 64,  # channels of the stem and of the 3x3 convolutions in the first stage
             # "frozen_batch_norm" (constant ImageNet statistics) or "batch_norm" (trained, over the global batch).
@@ -34,13 +34,32 @@ def swin(size: str) -> ConfigDict:
     }[size]
     return ConfigDict(
         {
-            "kind": "swin",  # of the backbone; "resnet" is the other kind
+            "kind": "swin",  # of the backbone; the other kinds are "resnet" and "convnext"
             "embed_dim": embed_dim,  # channels of the first stage; each later stage doubles them
             "blocks": blocks,  # number of blocks in each of the four stages
             "heads": heads,  # attention heads in each stage
             "window": window,  # side of the square window within which tokens attend, in tokens
             "mlp_ratio": 4,  # hidden channels of a block's MLP, as a multiple of the block's channels
             "drop_path": 0.3,  # of the last block; rises linearly from 0 at the first
+        }
+    )
+
+
+def convnext(size: str, version: int = 1) -> ConfigDict:
+    """A ConvNeXt backbone; `size` is "t", "s", "b" or "l", `version` 1 or 2."""
+    width, blocks, drop_path = {
+        "t": (96, (3, 3, 9, 3), 0.4),
+        "s": (96, (3, 3, 27, 3), 0.3),
+        "b": (128, (3, 3, 27, 3), 0.4),
+        "l": (192, (3, 3, 27, 3), 0.4),
+    }[size]
+    return ConfigDict(
+        {
+            "kind": "convnext",  # of the backbone; the other kinds are "resnet" and "swin"
+            "blocks": blocks,  # number of blocks in each of the four stages
+            "width": width,  # channels of the first stage; each later stage doubles them
+            "version": version,  # 1, or 2 (ConvNeXt V2: a global response norm in place of the scale of channels)
+            "drop_path": drop_path,  # of the last block; rises linearly from 0 at the first
         }
     )
 
@@ -82,7 +101,7 @@ def base_config() -> ConfigDict:
             "remat": False,  # rematerialize activations of backbone and decoder in training: less memory, more time
             "hidden_dim": 256,  # C, channels of the pixel decoder and the transformer decoder
             "num_heads": 8,  # M, heads of attention and of deformable attention
-            "backbone": resnet(50),  # made by `resnet` or `swin`
+            "backbone": resnet(50),  # made by `resnet`, `swin` or `convnext`
             # How deformable attention samples: "gather" (for CPUs and others), "tpu" (matmuls), "gpu" (one kernel, for
             # NVIDIA GPUs from Ampere on), or "auto" for the fastest on the device.
             "deformable_attention": "auto",

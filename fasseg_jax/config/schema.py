@@ -87,7 +87,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "model.remat": SWITCH,
     "model.hidden_dim": _integer(32, 65_536, multiple=32),  # group norm has 32 groups
     "model.num_heads": _integer(1, 1_024),
-    "model.backbone.kind": _choice("resnet", "swin"),
+    "model.backbone.kind": _choice("convnext", "resnet", "swin"),
     "model.backbone.blocks": STAGES,
     "model.deformable_attention": _choice("auto", "gpu", "tpu", "gather"),
     "model.key_positions": _choice("conditional", "sine"),
@@ -150,6 +150,11 @@ FIELDS: dict[str, Rule | Sequence] = {
 
 # `config.model.backbone.kind` -> the fields of that kind.
 BACKBONES: dict[str, dict[str, Rule | Sequence]] = {
+    "convnext": {
+        "model.backbone.width": CHANNELS,
+        "model.backbone.version": _integer(1, 2),
+        "model.backbone.drop_path": _number(0, 1, below=True),
+    },
     "resnet": {
         "model.backbone.width": CHANNELS,
         "model.backbone.norm": _choice("frozen_batch_norm", "batch_norm"),

@@ -35,11 +35,11 @@ def gelu_matmul(x: Float[Array, "*batch C"], kernel: Float[Array, "C out"]) -> F
 
 
 def layer_norm(
-    x: Float[Array, "*rows C"], scale: Float[Array, "C"], bias: Float[Array, "C"]
+    x: Float[Array, "*rows C"], scale: Float[Array, "C"], bias: Float[Array, "C"], epsilon: float = 1e-5
 ) -> Float[Array, "*rows C"]:
     """Each row less its mean, divided by its standard deviation, then scaled and shifted."""
     mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
-    return (x - mean) / jnp.sqrt(variance + 1e-5) * scale + bias
+    return (x - mean) / jnp.sqrt(variance + epsilon) * scale + bias
 
 
 def attend(

@@ -11,12 +11,20 @@ from fasseg_jax.data import data_classes
 from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fasseg_jax.weights.fitting import remove_prefix
-from fasseg_jax.weights.hugging_face import is_hugging_face_folder, read_hugging_face, write_hugging_face
+from fasseg_jax.weights.hugging_face import (
+    backbone_kind,
+    is_hugging_face_folder,
+    read_hugging_face,
+    read_hugging_face_backbone,
+    write_hugging_face,
+)
 from fasseg_jax.weights.safe_pickle import shorten
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
 from fasseg_jax.weights.torch_files import read_state_dict, write_state_dict
 
 __all__ = ["convert"]
+
+NO_CLASS_HEAD = "holds only a backbone, which has no class head; leave out --new_class_head"
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +91,7 @@ def _read_file(config: ConfigDict | None, weights: str, new_class_head: bool) ->
         if holds_whole_model(state_dict):
             return Checkpoint(config, convert_state_dict(state_dict, config.model, new_class_head), classes, "model")
         if new_class_head:
-            raise ValueError("holds only a backbone, which has no class head; leave out --new_class_head")
+            raise ValueError(NO_CLASS_HEAD)
         return Checkpoint(config, convert_backbone(state_dict, config.model), classes, "backbone")
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
@@ -91,6 +99,8 @@ def _read_file(config: ConfigDict | None, weights: str, new_class_head: bool) ->
 
 def _read_hugging_face(config: ConfigDict | None, weights: str, new_class_head: bool) -> Checkpoint:
     """The checkpoint to write, from a folder of transformers. A given `config` must have the same architecture."""
+    if backbone_kind(weights):
+        return _read_hugging_face_backbone(config, weights, new_class_head)
     model = read_hugging_face(weights)
     if config is None:
         if new_class_head:
@@ -105,6 +115,22 @@ def _read_hugging_face(config: ConfigDict | None, weights: str, new_class_head: 
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
     return Checkpoint(config, variables, classes, "model")
+
+
+def _read_hugging_face_backbone(config: ConfigDict | None, weights: str, new_class_head: bool) -> Checkpoint:
+    """The checkpoint to write, from a folder of transformers that holds only a backbone."""
+    if config is None:
+        raise ValueError(
+            f"{weights}: holds only a backbone; --config is needed, the recipe of the model that it is for"
+        )
+    if new_class_head:
+        raise ValueError(f"{weights}: {NO_CLASS_HEAD}")
+    state_dict = read_hugging_face_backbone(weights, config.model.backbone)
+    try:
+        state_dict, _ = remove_prefix(state_dict)
+        return Checkpoint(config, convert_backbone(state_dict, config.model), _classes_of(config), "backbone")
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
 
 
 def _write_checkpoint(checkpoint: Checkpoint, output: str, overwrite: bool) -> str:

@@ -24,6 +24,10 @@ RECIPES: dict[tuple, str] = {
     ("swin", (2, 2, 18, 2), 96): "swin_s",
     ("swin", (2, 2, 18, 2), 128): "swin_b",
     ("swin", (2, 2, 18, 2), 192): "swin_l",
+    ("convnext", (3, 3, 9, 3), 96): "convnext_t or convnextv2_t",
+    ("convnext", (3, 3, 27, 3), 96): "convnext_s",
+    ("convnext", (3, 3, 27, 3), 128): "convnext_b or convnextv2_b",
+    ("convnext", (3, 3, 27, 3), 192): "convnext_l or convnextv2_l",
 }
 
 
@@ -75,12 +79,13 @@ def best_fit(state_dict: Mapping[str, np.ndarray], model_config: ConfigDict) -> 
     ours = {
         "kind": backbone.kind,
         "blocks": tuple(backbone.blocks),
-        "width": backbone.width if backbone.kind == "resnet" else backbone.embed_dim,
+        "width": backbone.embed_dim if backbone.kind == "swin" else backbone.width,
         "queries": model_config.decoder.num_queries,
         "classes": model_config.num_classes,
     }
     if "kind" not in theirs:
-        return "no name is of a backbone that is known here (ResNet, Swin); are they another model's?" if theirs else ""
+        known = ", ".join(FOREIGN_BACKBONES)
+        return f"no name is of a backbone that is known here ({known}); are they another model's?" if theirs else ""
     different = {field: value for field, value in theirs.items() if ours.get(field) != value}
     if not different:
         return ""
@@ -93,17 +98,17 @@ def best_fit(state_dict: Mapping[str, np.ndarray], model_config: ConfigDict) -> 
 
 def _architecture(state_dict: Mapping[str, np.ndarray]) -> dict:
     """What names and shapes show of the architecture."""
-    blocks: dict[str, dict[int, int]] = {"resnet": {}, "swin": {}}
+    blocks: dict[str, dict[int, int]] = {kind: {} for kind in FOREIGN_BACKBONES}
     found: dict = {}
     for name, value in state_dict.items():
         name = name.removeprefix("backbone.")
-        for kind, pattern in (("resnet", r"(?:res|layer)(\d)\.(\d+)\."), ("swin", r"layers\.(\d)\.blocks\.(\d+)\.")):
-            if match := re.match(pattern, name):
+        for kind, foreign in FOREIGN_BACKBONES.items():
+            if match := foreign.blocks.match(name):
                 stage, block = int(match[1]), int(match[2][:4])
                 blocks[kind][stage] = max(blocks[kind].get(stage, 0), block + 1)
         if not value.shape:
             continue
-        if name in ("stem.conv1.weight", "conv1.weight", "patch_embed.proj.weight"):
+        if any(name in foreign.stems for foreign in FOREIGN_BACKBONES.values()):
             found["width"] = value.shape[0]
         elif name.endswith(("predictor.query_feat.weight", "predictor.static_query.weight")):
             found["queries"] = value.shape[0]

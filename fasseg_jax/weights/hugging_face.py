@@ -1,12 +1,14 @@
-"""Reads and writes Mask2Former as a folder of Hugging Face's `transformers`: config.json and weights.
+"""Reads and writes Mask2Former as a folder of Hugging Face's `transformers`, config.json and weights; reads backbones.
 
 `transformers` itself is not needed. Models for instance and panoptic segmentation are the same network; their masks and
 classes give semantic scores in the same way.
 """
 
 import colorsys
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,25 @@ from ml_collections import ConfigDict
 from fasseg_jax.config import flat_fields
 from fasseg_jax.data.classes import ClassTable, load_classes
 from fasseg_jax.runtime.files import Path, write_atomically
-from fasseg_jax.weights.hugging_face_config import describe_model, describe_preprocessing, read_configuration
+from fasseg_jax.weights.backbones import MODEL_TYPES, kind_of
+from fasseg_jax.weights.hugging_face_config import (
+    describe_model,
+    describe_preprocessing,
+    read_backbone,
+    read_configuration,
+)
 from fasseg_jax.weights.safe_pickle import shorten
 from fasseg_jax.weights.state_dict import to_state_dict
 from fasseg_jax.weights.torch_files import read_state_dict, write_state_dict
 
-__all__ = ["HuggingFaceModel", "is_hugging_face_folder", "read_hugging_face", "write_hugging_face"]
+__all__ = [
+    "HuggingFaceModel",
+    "backbone_kind",
+    "is_hugging_face_folder",
+    "read_hugging_face",
+    "read_hugging_face_backbone",
+    "write_hugging_face",
+]
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference; shards have an index beside them
@@ -62,6 +77,38 @@ def is_hugging_face_folder(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
+def backbone_kind(folder: str | Path) -> str | None:
+    """The kind of backbone that the folder holds by itself; None if it holds something else."""
+    return kind_of(_read_json(Path(folder) / CONFIG).get("model_type"))
+
+
+def read_hugging_face_backbone(folder: str | Path, backbone: ConfigDict) -> dict[str, np.ndarray]:
+    """Read the weights of a folder that holds a backbone by itself, with or without a classifier.
+
+    Args:
+      folder: as of `read_hugging_face`; `backbone_kind` knows what it holds.
+      backbone: `config.model.backbone` of the same network.
+
+    Returns:
+      {name: array}, with transformers' names.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_hugging_face`; also if the folder holds another network than `backbone`.
+    """
+    folder = Path(folder)
+    with _named_mistakes(folder):
+        theirs = flat_fields(read_backbone(_read_json(folder / CONFIG)))
+    ours = flat_fields(backbone)
+    different = [
+        f"config.model.backbone.{field} is {ours.get(field)}, but {theirs.get(field)} in the folder"
+        for field in sorted(theirs.keys() | ours.keys())
+        if f"backbone.{field}" not in NOT_COMPARED and theirs.get(field) != ours.get(field)
+    ]
+    if different:
+        raise ValueError(f"{folder}: --config has another backbone:\n  " + "\n  ".join(different))
+    return _read_weights(folder)
+
+
 def read_hugging_face(folder: str | Path) -> HuggingFaceModel:
     """Read a folder that `save_pretrained` wrote, or a download from the Hugging Face hub.
 
@@ -78,17 +125,12 @@ def read_hugging_face(folder: str | Path) -> HuggingFaceModel:
     description = _read_json(folder / CONFIG)
     if description.get("model_type") != "mask2former":
         raise ValueError(
-            f"{folder / CONFIG}: model_type is {description.get('model_type')!r}; the only model of transformers that "
-            "can be read is 'mask2former'"
+            f"{folder / CONFIG}: model_type is {shorten(repr(description.get('model_type')))}; the models of "
+            f"transformers that can be read are 'mask2former' and the backbones {', '.join(map(repr, MODEL_TYPES))}"
         )
     preprocessing = _read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
-    try:
+    with _named_mistakes(folder):
         config, names = read_configuration(description, preprocessing)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    except (TypeError, AttributeError, KeyError, OverflowError) as error:
-        reason = f"{type(error).__name__}: {shorten(error)}"
-        raise ValueError(f"{folder}: its JSON files have values of the wrong kind ({reason})") from error
     classes, config.data.dataset = _class_table(names)
     return HuggingFaceModel(config, classes, _read_weights(folder))
 
@@ -138,10 +180,24 @@ def _unused(state_dict: dict[str, np.ndarray], config: ConfigDict) -> dict[str, 
     for name, value in state_dict.items():
         if name.endswith(".running_mean"):
             unused[name.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
-        elif ".hidden_states_norms.stage4." in name:  # in version 5 a classifier's norm of the last features
+        elif (
+            ".hidden_states_norms.stage4." in name and config.model.backbone.kind == "swin"
+        ):  # in version 5 a classifier's norm of the last features
             initial = np.ones_like if name.endswith(".weight") else np.zeros_like
             unused[name.replace("hidden_states_norms.stage4", "swin.layernorm")] = initial(value)
     return unused
+
+
+@contextlib.contextmanager
+def _named_mistakes(folder: Path) -> Iterator[None]:
+    """Name the folder in errors about its JSON files."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    except (TypeError, AttributeError, KeyError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {shorten(error)}"
+        raise ValueError(f"{folder}: its JSON files have values of the wrong kind ({reason})") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from fasseg_jax.config import base_config, use_mask2former
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.preprocessing import PIXEL_MEAN, PIXEL_STD
 from fasseg_jax.models.backbones import BACKBONES
-from fasseg_jax.weights.backbones import FOREIGN_BACKBONES
+from fasseg_jax.weights.backbones import FOREIGN_BACKBONES, MODEL_TYPES, kind_of
 from fasseg_jax.weights.backbones.foreign import STAGES, check_fixed
 
-__all__ = ["describe_model", "describe_preprocessing", "read_configuration"]
+__all__ = ["describe_model", "describe_preprocessing", "read_backbone", "read_configuration"]
 
 # Fields of config.json with the only value that the network here supports. Absent fields have these values there, too.
 FIXED = {
@@ -63,6 +63,32 @@ def read_configuration(description: dict[str, Any], preprocessing: dict[str, Any
     if problems:
         raise ValueError("this network does not support the model:" + "".join(f"\n  {text}" for text in problems))
     return config, names
+
+
+def read_backbone(description: dict[str, Any]) -> ConfigDict:
+    """Translate transformers' description of a backbone by itself.
+
+    Args:
+      description: the contents of config.json; its `model_type` is one that `kind_of` knows.
+
+    Returns:
+      The `config.model.backbone` of the same network.
+
+    Raises:
+      ValueError: the architecture is not supported; the message lists each field.
+    """
+    kind = kind_of(description["model_type"])
+    assert kind is not None
+    foreign = FOREIGN_BACKBONES[kind]
+    prefix = "backbone_config."
+    problems = _wrong_kinds({"backbone_config": description})
+    if not problems:
+        check_fixed(description, foreign.fixed, prefix, problems)
+        backbone = foreign.read(description, problems)
+    if problems:
+        lines = "".join(f"\n  {text.removeprefix(prefix)}" for text in problems)
+        raise ValueError(f"this network does not support the backbone:{lines}")
+    return backbone
 
 
 def _wrong_kinds(description: dict[str, Any]) -> list[str]:
@@ -203,13 +229,14 @@ def _read_architecture(description: dict[str, Any], model: ConfigDict, problems:
 
 def _read_backbone(description: dict[str, Any], model: ConfigDict, problems: list[str]) -> None:
     fields = description.get("backbone_config")
-    kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if not isinstance(fields, dict) or kind not in FOREIGN_BACKBONES:
-        supported = " and ".join(map(repr, FOREIGN_BACKBONES))
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    kind = kind_of(model_type)
+    if not isinstance(fields, dict) or kind is None:
+        supported = ", ".join(map(repr, MODEL_TYPES))
         named = (
             f"; config.json names only a backbone, {description['backbone']!r}" if description.get("backbone") else ""
         )
-        problems.append(f"backbone_config.model_type is {kind!r}; supported are {supported}{named}")
+        problems.append(f"backbone_config.model_type is {model_type!r}; supported are {supported}{named}")
         return
     backbone = FOREIGN_BACKBONES[kind]
     check_fixed(fields, backbone.fixed, "backbone_config.", problems)

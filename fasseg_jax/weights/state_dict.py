@@ -88,13 +88,13 @@ def convert_backbone(state_dict: Mapping[str, np.ndarray], model_config: ConfigD
     """Convert the weights of a backbone that was trained on ImageNet.
 
     Args:
-      state_dict: PyTorch name -> array of floating-point numbers: a ResNet with the names of torchvision or Detectron2,
-        or a Swin transformer with its authors' names. The classifier is ignored.
+      state_dict: PyTorch name -> array of floating-point numbers, with the names of a program that has the backbone (a
+        table `imagenet` in `weights/backbones`). The classifier is ignored.
       model_config: `config.model` with the same backbone.
 
     Returns:
       Flax variables as of `convert_state_dict`, but only the backbone's: {"params": {"backbone": ...}, ...}. The norms
-      of a Swin transformer's outputs, which ImageNet models lack, have their initial values.
+      of the outputs of Swin and ConvNeXt, which ImageNet models lack, have their initial values.
 
     Raises:
       ValueError: as `convert_state_dict`.

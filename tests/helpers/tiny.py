@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fasseg_jax.config import load_config, resnet, swin
+from fasseg_jax.config import convnext, load_config, resnet, swin
 from fasseg_jax.models.fasseg import FASeg, build_model
 
 # Five decoder layers are one round of the scales (strides 32, 16, 8, HRCA) and the layer after it.
@@ -21,6 +21,7 @@ TINY_MODEL = {
     "decoder.ffn_dim": 32,
 }
 TINY_BACKBONES = {
+    "convnext": (convnext("t"), {"blocks": (1, 2, 1, 1), "width": 8}),
     "resnet": (resnet(50), {"blocks": (1, 1, 1, 1), "width": 8}),
     "swin": (swin("t"), {"embed_dim": 8, "blocks": (1, 2, 1, 1), "heads": (1, 2, 4, 8), "window": 2}),
 }
@@ -30,7 +31,8 @@ def tiny_config(backbone: str = "resnet", num_classes: int = 19) -> ConfigDict:
     """The tiny model for Cityscapes' classes; photos have a shorter side of 64 pixels, crops and windows have 64x96."""
     config = load_config("configs/cityscapes.py:r50")
     config.model.num_classes = num_classes
-    config.model.backbone, sizes = TINY_BACKBONES[backbone]
+    recipe, sizes = TINY_BACKBONES[backbone]
+    config.model.backbone = recipe.copy_and_resolve_references()  # tests change it
     config.model.backbone.update(sizes)
     config.model.update_from_flattened_dict(TINY_MODEL)
     config.augmentation.crop = (64, 96)

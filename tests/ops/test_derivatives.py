@@ -71,6 +71,15 @@ def test_layer_norm():
 
     assert_same(layer_norm, reference.layer_norm, theirs, 5 * X + 3, scale, bias, atol=1e-5)
 
+    def with_epsilon(function):
+        return lambda *inputs: function(*inputs, 0.5)
+
+    def theirs_with_epsilon(x, scale, bias):
+        return torch.nn.functional.layer_norm(x, (12,), scale, bias, eps=0.5)
+
+    ours, plain = with_epsilon(layer_norm), with_epsilon(reference.layer_norm)
+    assert_same(ours, plain, theirs_with_epsilon, X, scale, bias, atol=1e-5)
+
 
 def residual_shapes(function, *inputs):
     """Shapes of what the backward pass needs of the forward pass."""

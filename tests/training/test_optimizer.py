@@ -18,6 +18,8 @@ from fasseg_jax.training.optimizer import gradient_norm, learning_rate_schedule,
         "configs/ade20k.py:mask2former_swin_t",
         pytest.param("configs/ade20k.py:swin_b", marks=pytest.mark.slow),
         pytest.param("configs/cityscapes.py:r101", marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:convnext_t", marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:convnextv2_t", marks=pytest.mark.slow),
     ],
 )
 def test_every_parameter_has_one_group(path):
@@ -28,7 +30,7 @@ def test_every_parameter_has_one_group(path):
         names = [key.key for key in path]
         assert group.startswith("backbone") == (names[0] == "backbone")
         norm = len(names) > 1 and "norm" in names[-2]
-        table = names[-1] in ("relative_position_bias", "query_feat", "query_embed")
+        table = names[-1] in ("relative_position_bias", "query_feat", "query_embed", "gamma")
         decoder_levels = names == ["decoder", "level_embed"]
         assert group.endswith("fixed") == (norm or table or decoder_levels), names
 

@@ -15,6 +15,7 @@ from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 from fasseg_jax.weights.convert import convert
 from fasseg_jax.weights.hugging_face import read_hugging_face, write_hugging_face
+from tests.helpers.tiny import tiny_config
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -117,7 +118,10 @@ def test_there_and_back_is_bit_for_bit_equal(swin_t):
 
 def tiny_mask2former(backbone):
     config = load_config("configs/cityscapes.py:mask2former_r50")
-    if backbone == "swin":
+    if backbone == "convnext":
+        config.model.backbone = load_config("configs/ade20k.py:convnextv2_t").model.backbone
+        config.model.backbone.update(width=8, blocks=(1, 2, 1, 1))
+    elif backbone == "swin":
         config.model.backbone = load_config("configs/ade20k.py:swin_t").model.backbone
         config.model.backbone.update(embed_dim=16, blocks=(1, 2, 1, 1), heads=(1, 2, 4, 8), window=4)
     else:
@@ -138,7 +142,7 @@ def tiny_mask2former(backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+@pytest.mark.parametrize("backbone", ["convnext", "swin", "resnet"])
 def test_transformers_computes_the_same_with_weights_from_here(backbone, tmp_path):
     config, variables = tiny_mask2former(backbone)
     save_checkpoint(tmp_path / "ours", config, variables, load_classes("cityscapes"))
@@ -156,6 +160,31 @@ def test_transformers_computes_the_same_with_weights_from_here(backbone, tmp_pat
     assert again.classes.names == load_classes("cityscapes").names
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "theirs", backend="pil")
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (1024, 2048)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["resnet", "swin"])
+def test_a_folder_that_holds_only_a_backbone(kind, tmp_path):
+    config = tiny_config(kind)
+    torch.manual_seed(0)
+    if kind == "swin":
+        fields = {"embed_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 2}
+    else:
+        fields = {"embedding_size": 8, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]}
+    model_config = {"swin": transformers.SwinConfig, "resnet": transformers.ResNetConfig}[kind](**fields)
+    transformers.AutoModelForImageClassification.from_config(model_config).save_pretrained(tmp_path / "theirs")
+    convert(config, str(tmp_path / "theirs"), str(tmp_path / "ours"))
+    checkpoint = load_checkpoint(tmp_path / "ours")
+    assert checkpoint.contents == "backbone"
+    backbone_type = {"swin": transformers.SwinBackbone, "resnet": transformers.ResNetBackbone}[kind]
+    theirs = backbone_type.from_pretrained(tmp_path / "theirs", out_features=STAGES).eval()
+    images = images_of(64, 96)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).feature_maps
+    backbone = {name: tree["backbone"] for name, tree in checkpoint.variables.items()}
+    found = jax.jit(build_model(config.model).backbone.apply)(backbone, images)
+    for ours, map_ in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, map_.numpy().transpose(0, 2, 3, 1), rtol=0, atol=2e-5)
 
 
 def test_another_configuration(tmp_path):
@@ -213,7 +242,7 @@ def test_one_error_lists_all_that_is_not_supported(tmp_path):
         "preprocessor_config.json:",
     ]
     rewrite(folder, backbone_config=None, backbone="microsoft/swin-tiny")
-    with pytest.raises(ValueError, match="'resnet' and 'swin'; .* names only a backbone, 'microsoft/swin-tiny'"):
+    with pytest.raises(ValueError, match="'resnet', 'swin'; .* names only a backbone, 'microsoft/swin-tiny'"):
         read_hugging_face(folder)
     rewrite(folder, model_type="maskformer")
     with pytest.raises(ValueError, match="model_type is 'maskformer'"):

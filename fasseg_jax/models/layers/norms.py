@@ -17,12 +17,13 @@ class LayerNorm(nn.Module):
     """Layer norm over the last axis, computed in float32; the result has `dtype`."""
 
     dtype: DTypeLike = jnp.float32
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x.astype(jnp.float32), scale, bias).astype(self.dtype)
+        return layer_norm(x.astype(jnp.float32), scale, bias, self.epsilon).astype(self.dtype)
 
 
 class FrozenBatchNorm(nn.Module):

@@ -22,21 +22,29 @@ class ForeignBackbone:
       official: the names in files of the official FASeg and Mask2Former, without "backbone.".
       imagenet: the alternative names in files of ImageNet classifiers; the table that knows most names of a file reads
         it.
+      blocks: matches the beginning of names of a block's parameters in the tables above; its groups are the numbers of
+        the stage and of the block.
+      stems: in these tables, the names of the weights whose first axis is the width.
       classifier: matches the names of such a file that only classification needs; they are not read.
       hugging_face: the names in transformers' Mask2Former, without "model.pixel_level_module.encoder.".
       fixed: fields of transformers' `backbone_config`, with the only value that the network here supports.
+      model_types: the values of transformers' `model_type`.
       read: translates `backbone_config` to `config.model.backbone`; adds what is not supported to the given list.
-      describe: translates `config.model.backbone` to fields of `backbone_config`, without those of `fixed`.
+      describe: translates `config.model.backbone` to fields of `backbone_config`, without those of `fixed`, and with
+        `model_type` if there are several.
       not_in_imagenet: matches the paths that an ImageNet file lacks; they keep their initial values.
     """
 
     official: Sequence[Rule]
     imagenet: Sequence[Sequence[Rule]]
+    blocks: re.Pattern[str]
+    stems: tuple[str, ...]
     classifier: re.Pattern[str]
     hugging_face: Sequence[Rule]
     fixed: dict[str, Any]
     read: Callable[[dict[str, Any], list[str]], ConfigDict]
     describe: Callable[[ConfigDict], dict[str, Any]]
+    model_types: tuple[str, ...]
     not_in_imagenet: re.Pattern[str] | None = None
 
 

@@ -68,8 +68,10 @@ def _stage_widths(width: int) -> list[int]:
 
 RESNET = ForeignBackbone(
     official=DETECTRON2,
-    imagenet=(DETECTRON2, TORCHVISION),
-    classifier=re.compile(r"^(stem\.)?fc\."),
+    imagenet=(DETECTRON2, TORCHVISION, HUGGING_FACE),
+    blocks=re.compile(r"(?:res|layer|encoder\.stages\.)(\d)\.(?:layers\.)?(\d+)\.(?:conv|layer\.)"),
+    stems=("stem.conv1.weight", "conv1.weight", "embedder.embedder.convolution.weight"),
+    classifier=re.compile(r"^(stem\.)?fc\.|^classifier\."),
     hugging_face=HUGGING_FACE,
     fixed={
         "num_channels": 3,
@@ -80,4 +82,5 @@ RESNET = ForeignBackbone(
     },
     read=_read,
     describe=_describe,
+    model_types=("resnet",),
 )

@@ -76,8 +76,10 @@ def _describe(backbone: ConfigDict) -> dict[str, Any]:
 
 SWIN = ForeignBackbone(
     official=MICROSOFT,
-    imagenet=(MICROSOFT,),
-    classifier=re.compile(r"^head\.|^norm\."),
+    imagenet=(MICROSOFT, HUGGING_FACE),
+    blocks=re.compile(r"(?:encoder\.)?layers\.(\d)\.blocks\.(\d+)\."),
+    stems=("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"),
+    classifier=re.compile(r"^(head|norm|layernorm|classifier)\."),
     not_in_imagenet=re.compile(r"^backbone/norm\d/"),  # the norms of the four outputs
     hugging_face=HUGGING_FACE,
     fixed={
@@ -90,4 +92,5 @@ SWIN = ForeignBackbone(
     },
     read=_read,
     describe=_describe,
+    model_types=("swin",),
 )

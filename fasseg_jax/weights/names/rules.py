@@ -35,12 +35,14 @@ class Rule:
       path: the Flax path.
       axes: the transposition from PyTorch to Flax; None keeps the order.
       part: (i, n): the PyTorch parameter is the i-th of n equal parts of the Flax variable, along its last axis.
+      leading: number of axes of length 1 that the PyTorch parameter has in front, and the Flax variable lacks.
     """
 
     name: str
     path: str
     axes: tuple[int, ...] | None = None
     part: tuple[int, int] = (0, 1)
+    leading: int = 0
 
     def path_of(self, name: str) -> str | None:
         """The path of a PyTorch name; None if the rule is about another one."""
@@ -53,16 +55,19 @@ class Rule:
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the PyTorch parameter of a Flax variable of this shape."""
         part = (*shape[:-1], shape[-1] // self.part[1])
-        return part if self.axes is None else tuple(part[i] for i in np.argsort(self.axes))
+        ordered = part if self.axes is None else tuple(part[i] for i in np.argsort(self.axes))
+        return (1,) * self.leading + ordered
 
     def to_flax(self, value: np.ndarray) -> np.ndarray:
         """The Flax variable of a PyTorch parameter, or the part of it that the parameter is."""
+        value = value.reshape(value.shape[self.leading :])
         return value if self.axes is None else value.transpose(self.axes)
 
     def to_pytorch(self, value: np.ndarray) -> np.ndarray:
         """The PyTorch parameter of a Flax variable."""
         part = np.split(value, self.part[1], axis=-1)[self.part[0]]
-        return part if self.axes is None else part.transpose(np.argsort(self.axes))
+        ordered = part if self.axes is None else part.transpose(np.argsort(self.axes))
+        return ordered.reshape((1,) * self.leading + ordered.shape)
 
 
 def _translate(text: str, source: str, target: str) -> str | None:
