@@ -32,6 +32,7 @@ def test_hue_and_saturation_equal_colorsys(degrees, factor):
     np.testing.assert_allclose(result, expected, atol=0.501)  # rounded to the nearest
 
 
+@pytest.mark.slow
 def test_jitter_draws_each_change_half_of_the_time_in_both_orders(monkeypatch):
     calls = []
 

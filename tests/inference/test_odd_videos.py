@@ -183,6 +183,7 @@ def test_a_name_that_is_no_utf8(tmp_path):
     assert ran.stdout == b"caf\\udce9.mp4\n" and b"caf\\udce9.mp4" in ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [0, 30, 100, 5000, 20_000, 60_000, 100_000])
 def test_a_full_disk_ends_in_one_line(tmp_path, space):
     """The header, a frame or the end cannot be written; FFmpeg crashed when it was asked to go on."""

@@ -125,6 +125,7 @@ def test_tiles_of_columns(monkeypatch):
         check([whole(resized)], size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(48, 64), (47, 129), (150, 101), (20, 31)], ids=str)
 def test_several_sizes_and_flips(size):
     placements = placements_of(size, "multi_scale")
@@ -133,6 +134,7 @@ def test_several_sizes_and_flips(size):
     check(placements, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "settings", "num_windows"),
     [

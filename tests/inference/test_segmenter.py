@@ -117,6 +117,7 @@ def test_size_of_windows():
         assert {placement.size for placement in PhotoViews(photo(200, 300), config).placements} == {size}
 
 
+@pytest.mark.slow
 def test_padding_is_coarser_where_asked():
     segmenter = Segmenter(*changed(round_to=64))
     image = photo(64, 86)

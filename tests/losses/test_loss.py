@@ -187,6 +187,7 @@ def test_the_plain_version_agrees(num_targets, max_targets, num_queries, points_
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, expected_gradient)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_finite_differences():
     predictions, targets = random_case(1, [2, 3], 4, 6)
     config = loss_config(64)
@@ -229,6 +230,7 @@ def test_nan_in_one_query_is_counted_and_the_others_are_matched():
     np.testing.assert_array_equal(queries[1, 0, :3], others[expected])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["class_logits", "mask_embeddings", "mask_features"])
 def test_nan_everywhere_ends_with_a_loss_that_is_not_finite(field):
     predictions, targets = random_case(2, [3, 2], 4, 8)

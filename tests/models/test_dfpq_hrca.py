@@ -30,6 +30,7 @@ def test_focus_positions_are_weighted_means():
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "omega"), [((4, 6), 8), ((3, 5), 32), ((8, 8), 1)])
 def test_windows(shape, omega):
     h, w = shape

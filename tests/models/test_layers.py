@@ -72,6 +72,7 @@ def self_attention(x):
     return attend((x @ x.swapaxes(-1, -2)).astype(jnp.float32), x)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [relu, gelu, norm, self_attention])
 def test_activations_in_bfloat16(function):
     """As in float32 but for the rounding of what goes in and comes out, of derivatives too."""

@@ -42,6 +42,7 @@ def check_assignments(assign_all, costs: np.ndarray, num_targets: np.ndarray) ->
     return queries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_queries", "max_targets"), [(1, 1), (5, 5), (7, 3), (30, 30), (100, 40), (64, 64)])
 def test_random_problems_of_every_size(check, num_queries, max_targets):
     rng = np.random.default_rng(0)

@@ -69,6 +69,7 @@ def test_values(inputs, method):
     np.testing.assert_allclose(ours, naive_sample(*inputs, SHAPES), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["reference", *METHODS])
 def test_gradients(inputs, method):
     """Of a random projection of the output, against central differences of the naive float64 loop."""
@@ -130,6 +131,7 @@ def test_gradients_are_those_of_the_reference(method):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_slope_on_a_pixel_centre_is_that_to_the_right():
     """Exactly representable positions: all methods take the same side."""
     values = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 1, 4)), jnp.float32)
@@ -162,6 +164,7 @@ TURING = device("gpu", "7.5")  # Triton compiles for none before Ampere
 AMD = device("gpu", "gfx942")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "devices", "target", "kernels"),
     [

@@ -218,6 +218,7 @@ def test_fields_that_came_later_have_their_defaults(tmp_path, name):
     assert load_checkpoint(tmp_path / "c").config == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [0, 300, 3000, 100_000])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, space):
     config = load_config("configs/ade20k.py:r50")

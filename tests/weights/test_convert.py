@@ -39,6 +39,7 @@ def test_model(tmp_path):
     assert "19 (cityscapes)" in summary and f"predict.py --checkpoint {tmp_path / 'out'}" in summary
 
 
+@pytest.mark.slow
 def test_imagenet_backbone(tmp_path):
     config = tiny_config()
     backbone = {name[9:]: v for name, v in tiny_state_dict(config).items() if name.startswith("backbone.")}
@@ -51,6 +52,7 @@ def test_imagenet_backbone(tmp_path):
         convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "other"), new_class_head=True)
 
 
+@pytest.mark.slow
 def test_new_class_head_for_other_classes(tmp_path):
     config = tiny_config()
     save_torch(tiny_state_dict(config), tmp_path / "weights.pth")

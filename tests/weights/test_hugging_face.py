@@ -187,6 +187,7 @@ def test_a_folder_that_holds_only_a_backbone(kind, tmp_path):
         np.testing.assert_allclose(ours, map_.numpy().transpose(0, 2, 3, 1), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_another_configuration(tmp_path):
     """--config sets the classes and the test size; its architecture must be that of the folder."""
     random_model(**tiny_swin()).save_pretrained(tmp_path / "theirs")

@@ -106,6 +106,7 @@ def test_values_go_where_they_belong():
         np.testing.assert_array_equal(actual, expected, err_msg=f"pair {number}")
 
 
+@pytest.mark.slow
 def test_swin_values_go_where_they_belong():
     config = tiny_config("swin")
     state_dict = tiny_state_dict(config)
@@ -235,6 +236,7 @@ def test_the_message_says_what_fits_best():
         )
 
 
+@pytest.mark.slow
 def test_new_class_head():
     config, state_dict, variables = tiny()
     other = copy.deepcopy(config)
@@ -305,6 +307,7 @@ def torchvision_name(name):
     return name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["torchvision", "detectron2"])
 def test_imagenet_resnet(form):
     config, state_dict, variables = tiny()
@@ -325,6 +328,7 @@ def test_imagenet_resnet(form):
         convert_backbone(backbone, config.model)
 
 
+@pytest.mark.slow
 def test_imagenet_swin_keeps_initial_output_norms():
     config = tiny_config("swin")
     state_dict = tiny_state_dict(config)
@@ -344,6 +348,7 @@ def test_every_backbone_has_names_in_other_programs():
     assert FOREIGN_BACKBONES.keys() == BACKBONES.keys()
 
 
+@pytest.mark.slow
 def test_a_backbone_of_another_kind_is_refused_with_all_names():
     config, state_dict, _ = tiny()
     resnet = {name[9:]: value for name, value in state_dict.items() if name.startswith("backbone.")}

@@ -124,6 +124,7 @@ def test_a_run_with_damaged_metrics(tmp_path):
             find_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["convnext", "resnet", "swin"])
 def test_weights_that_are_not_of_the_configuration(kind):
     config = tiny_config(kind)
