@@ -1,20 +1,9 @@
 """Cityscapes polygons: the 19 training ids, own classes, and what is said about odd files."""
 
 import numpy as np
-import pytest
 
 from fasseg_jax.data.classes import load_classes
 from tests.helpers.import_cases import class_names, read_labels, run_import, write_json, write_photo
-
-
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
 
 
 def box(label, left, top, right, bottom, **fields):

@@ -1,11 +1,10 @@
 """COCO files: labels against pycocotools, and what is said about odd ones."""
 
 import numpy as np
+import pycocotools.mask as mask_library
 import pytest
 
 from tests.helpers.import_cases import class_names, ragged_labels, read_labels, run_import, write_json, write_photo
-
-mask_library = pytest.importorskip("pycocotools.mask")
 
 CATEGORIES = [
     {"id": 7, "name": "car"},
@@ -14,16 +13,6 @@ CATEGORIES = [
     {"id": 91, "name": "tree"},
 ]
 IN_ORDER = [3, 7, 90, 91]
-
-
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
 
 
 def write_coco(source, annotations, name="labels.json", photos=("a.jpg",), **image):

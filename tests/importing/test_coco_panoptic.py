@@ -1,7 +1,6 @@
 """COCO panoptic: exact labels, and what is said about odd files."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tests.helpers.import_cases import class_names, ragged_labels, read_labels, run_import, write_json, write_photo
@@ -9,16 +8,6 @@ from tests.helpers.import_cases import class_names, ragged_labels, read_labels, 
 CATEGORIES = [{"id": 9, "name": "sky", "isthing": 0}, {"id": 2, "name": "car", "isthing": 1}]
 CLASS_OF = {70000: 9, 300: 2, 5: 2}  # segment -> category
 INDEX_OF = {2: 0, 9: 1}
-
-
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
 
 
 def write_panoptic(source, photos, split="train2017"):

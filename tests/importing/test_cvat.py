@@ -3,26 +3,15 @@
 import itertools
 
 import numpy as np
+import pycocotools.mask as mask_library
 import pytest
 
 from tests.helpers.import_cases import class_names, ragged_labels, read_labels, run_import, write_photo
-
-mask_library = pytest.importorskip("pycocotools.mask")
 
 META = (
     "<meta><job><labels><label><name>road</name><color>#804080</color></label>"
     "<label><name>car</name><color>#0000ff</color></label></labels></job></meta>"
 )
-
-
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
 
 
 def write_cvat(source, images, meta=META, **attributes):

@@ -4,14 +4,13 @@ import io
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
 from fasseg_jax.data.classes import DataError
 from tests.helpers.import_cases import class_names, ragged_labels, read_labels, run_import
-
-pyarrow = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
 
 FILES = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])  # of the feature Image
 

@@ -17,16 +17,6 @@ GOLDEN_MASK[4, 5] = False
 GOLDEN_MASK[0, 0] = GOLDEN_MASK[8, 10] = True
 
 
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
-
-
 def encode_brush(mask):
     """A mask in the bits of rle-pack: pairs of runs alternate, and a pair of literal values now and then."""
     values = np.repeat(mask.ravel() * 255, 4)

@@ -33,16 +33,6 @@ def mask_shape(label, mask):
     return shape(label, corners, "mask", mask=base64.b64encode(buffer.getvalue()).decode())
 
 
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
-
-
 def test_shapes_are_painted_over_each_other(source, output):
     write_item(
         source,

@@ -11,16 +11,6 @@ COLORS = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (200, 200, 50)], np.uint
 TABLE = "name,r,g,b\nVoid,0,0,0\nroad,128,0,0\ngrass,0,128,0\nsign,200,200,50\n"
 
 
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
-
-
 def write_mask(path, values):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path)

@@ -19,16 +19,6 @@ from fasseg_jax.runtime.files import Path
 from tests.helpers.import_cases import read_labels, run_import, write_json, write_photo
 
 
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
-
-
 def write_item(source, name, height=36, width=48, orientation=1, box=(0, 0, 9, 9)):
     write_photo(source / f"{name}.jpg", orientation=orientation)
     left, top, right, bottom = box

@@ -9,16 +9,6 @@ from tests.helpers.import_cases import class_names, read_labels, run_import, wri
 YAML = "path: /content/datasets/mine\ntrain: images/train\nval: images/val\nnames:\n  0: car\n  1: road sign\n"
 
 
-@pytest.fixture
-def source(tmp_path):
-    return tmp_path / "annotated"
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "data"
-
-
 def write_yolo(source, labels, yaml=YAML, images="images/{split}", texts="labels/{split}"):
     for name, lines in labels.items():
         split, _, stem = name.partition("/")
