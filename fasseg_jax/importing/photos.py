@@ -1,4 +1,4 @@
-"""Finds the photos that annotations name."""
+"""Finds the files of annotations, and the photos that they name."""
 
 import os
 import re
@@ -7,9 +7,15 @@ from collections import defaultdict
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.images import list_photos
 from fasseg_jax.importing.annotations import split_of
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, list_files
 
-__all__ = ["PhotoIndex", "output_name", "split_in"]
+__all__ = ["PhotoIndex", "files_of", "output_name", "split_in"]
+
+
+def files_of(source: Path, ending: str) -> list[Path]:
+    """The files below a folder that end in `ending`, hidden ones left out; of a file, itself."""
+    files = list_files(source) if source.is_dir() else [source]
+    return [file for file in files if file.suffix.lower() == ending and not file.name.startswith(".")]
 
 
 class PhotoIndex:

@@ -13,8 +13,8 @@ from typing import Any
 from fasseg_jax.data.classes import ClassTable, DataError, load_classes
 from fasseg_jax.importing.annotations import Annotations, Format, ImportOptions, Item, Shape, clean_name
 from fasseg_jax.importing.json_files import as_size, field, looks_like_json, read_json, read_ring
-from fasseg_jax.importing.photos import PhotoIndex, output_name, split_in
-from fasseg_jax.runtime.files import Path, list_files
+from fasseg_jax.importing.photos import PhotoIndex, files_of, output_name, split_in
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["CITYSCAPES_POLYGONS"]
 
@@ -29,12 +29,7 @@ PHOTO_ENDING = "_leftImg8bit"
 
 def recognize(source: Path) -> bool:
     """Whether one of the first JSON files has objects and the size of a photo."""
-    return any(looks_like_json(file, "objects", "imgHeight") for file in _json_files(source)[:10])
-
-
-def _json_files(source: Path) -> list[Path]:
-    files = list_files(source) if source.is_dir() else [source]
-    return [file for file in files if file.suffix.lower() == ".json" and not file.name.startswith(".")]
+    return any(looks_like_json(file, "objects", "imgHeight") for file in files_of(source, ".json")[:10])
 
 
 def read(source: Path, options: ImportOptions) -> Annotations:
@@ -45,7 +40,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
         photos[path.stem.removesuffix(PHOTO_ENDING)].append(path)
     contents: list[tuple[Path, Any]] = []
     problems: list[str] = []
-    for file in _json_files(source):
+    for file in files_of(source, ".json"):
         try:
             content = read_json(file)
             field(content, "objects", list, f"{file} is no Cityscapes file")

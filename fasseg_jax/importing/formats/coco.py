@@ -19,21 +19,15 @@ from fasseg_jax.importing.annotations import (
     split_of,
 )
 from fasseg_jax.importing.json_files import as_id, as_size, field, looks_like_json, read_json, read_ring
-from fasseg_jax.importing.photos import PhotoIndex, output_name, split_in
-from fasseg_jax.runtime.files import Path, list_files
+from fasseg_jax.importing.photos import PhotoIndex, files_of, output_name, split_in
+from fasseg_jax.runtime.files import Path
 
-__all__ = ["COCO", "coco_files", "file_split", "merge_classes", "read_categories"]
-
-
-def coco_files(source: Path) -> list[Path]:
-    """The JSON files of a folder, or the file itself."""
-    files = list_files(source) if source.is_dir() else [source]
-    return [file for file in files if file.suffix.lower() == ".json" and not file.name.startswith(".")]
+__all__ = ["COCO", "file_split", "merge_classes", "read_categories"]
 
 
 def recognize(source: Path) -> bool:
     """Whether one of the first JSON files has images, categories and annotations with outlines."""
-    return any(_is_coco(file) for file in coco_files(source)[:10])
+    return any(_is_coco(file) for file in files_of(source, ".json")[:10])
 
 
 def _is_coco(file: Path) -> bool:
@@ -51,7 +45,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     problems: list[str] = []
     notes: list[str] = []
     tables: list[dict[str, str]] = []
-    for file in coco_files(source):
+    for file in files_of(source, ".json"):
         try:
             content = read_json(file)
             categories = read_categories(content, file)

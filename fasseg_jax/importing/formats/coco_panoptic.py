@@ -9,10 +9,10 @@ import numpy as np
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.sources.folder import file_version
 from fasseg_jax.importing.annotations import IGNORED, Annotations, Format, ImportOptions, Item
-from fasseg_jax.importing.formats.coco import coco_files, file_split, merge_classes, read_categories
+from fasseg_jax.importing.formats.coco import file_split, merge_classes, read_categories
 from fasseg_jax.importing.json_files import as_id, field, looks_like_json, read_json
 from fasseg_jax.importing.mask_files import read_rgb
-from fasseg_jax.importing.photos import PhotoIndex, output_name, split_in
+from fasseg_jax.importing.photos import PhotoIndex, files_of, output_name, split_in
 from fasseg_jax.runtime.files import Path
 
 __all__ = ["COCO_PANOPTIC"]
@@ -21,14 +21,14 @@ __all__ = ["COCO_PANOPTIC"]
 def recognize(source: Path) -> bool:
     """Whether the annotations of one of the first JSON files have segments."""
     needed = ("images", "categories", "annotations.segments_info")
-    return any(looks_like_json(file, *needed) for file in coco_files(source)[:10])
+    return any(looks_like_json(file, *needed) for file in files_of(source, ".json")[:10])
 
 
 def read(source: Path, options: ImportOptions) -> Annotations:
     """Read all files; a file whose name holds "train" or "val" is a split."""
     folder = source if source.is_dir() else source.parent
     index = PhotoIndex(folder, options.photos, exclude=options.output)
-    files = coco_files(source)
+    files = files_of(source, ".json")
     contents: list[tuple[Path, Any, dict[str, str]]] = []
     problems: list[str] = []
     for file in files:

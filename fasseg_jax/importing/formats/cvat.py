@@ -22,8 +22,8 @@ from fasseg_jax.importing.annotations import (
     load_library,
     split_of,
 )
-from fasseg_jax.importing.photos import PhotoIndex, output_name, split_in
-from fasseg_jax.runtime.files import Path, list_files, require_regular_file
+from fasseg_jax.importing.photos import PhotoIndex, files_of, output_name, split_in
+from fasseg_jax.runtime.files import Path, require_regular_file
 
 __all__ = ["CVAT"]
 
@@ -33,7 +33,7 @@ ELLIPSE = np.stack([np.cos(angles := np.linspace(0, 2 * np.pi, 180, endpoint=Fal
 
 def recognize(source: Path) -> bool:
     """Whether one of the first XML files begins as CVAT's do."""
-    return any(_begins_as_cvat(file) for file in _xml_files(source)[:10])
+    return any(_begins_as_cvat(file) for file in files_of(source, ".xml")[:10])
 
 
 def _begins_as_cvat(file: Path) -> bool:
@@ -45,11 +45,6 @@ def _begins_as_cvat(file: Path) -> bool:
         return False
 
 
-def _xml_files(source: Path) -> list[Path]:
-    files = list_files(source) if source.is_dir() else [source]
-    return [file for file in files if file.suffix.lower() == ".xml" and not file.name.startswith(".")]
-
-
 def read(source: Path, options: ImportOptions) -> Annotations:
     """Read all XML files."""
     load_library("pycocotools.mask")
@@ -58,7 +53,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     items: list[Item] = []
     problems: list[str] = []
     colors: dict[str, tuple[int, int, int] | None] = {}
-    for file in _xml_files(source):
+    for file in files_of(source, ".xml"):
         try:
             root = _parse(file)
         except DataError as error:

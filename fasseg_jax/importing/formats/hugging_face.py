@@ -25,7 +25,8 @@ from fasseg_jax.importing.annotations import (
     split_of,
 )
 from fasseg_jax.importing.json_files import read_json
-from fasseg_jax.runtime.files import Path, list_files, require_regular_file
+from fasseg_jax.importing.photos import files_of
+from fasseg_jax.runtime.files import Path, require_regular_file
 
 __all__ = ["HUGGING_FACE"]
 
@@ -40,12 +41,7 @@ _LOCK = threading.Lock()  # threads share the open files and the row groups that
 
 def recognize(source: Path) -> bool:
     """Whether there are parquet files."""
-    return bool(_parquet_files(source))
-
-
-def _parquet_files(source: Path) -> list[Path]:
-    files = list_files(source) if source.is_dir() else [source]
-    return [file for file in files if file.suffix.lower() == ".parquet" and not file.name.startswith(".")]
+    return bool(files_of(source, ".parquet"))
 
 
 def read(source: Path, options: ImportOptions) -> Annotations:
@@ -54,7 +50,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     folder = source if source.is_dir() else source.parent
     tables: list[tuple[Path, tuple[str, str], list[int]]] = []
     problems: list[str] = []
-    for file in _parquet_files(source):
+    for file in files_of(source, ".parquet"):
         try:
             tables.append((file, *_columns(file)))
         except DataError as error:

@@ -15,8 +15,8 @@ from fasseg_jax.data.images import MAX_PIXELS, PHOTO_EXTENSIONS
 from fasseg_jax.importing.annotations import Annotations, Format, ImportOptions, Item, Shape, clean_name
 from fasseg_jax.importing.brush_runs import decode_brush
 from fasseg_jax.importing.json_files import as_size, looks_like_json, read_json, read_ring
-from fasseg_jax.importing.photos import PhotoIndex, output_name, split_in
-from fasseg_jax.runtime.files import Path, list_files
+from fasseg_jax.importing.photos import PhotoIndex, files_of, output_name, split_in
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["LABEL_STUDIO"]
 
@@ -27,12 +27,7 @@ ANGLES = np.linspace(0, 2 * np.pi, 180, endpoint=False)
 
 def recognize(source: Path) -> bool:
     """Whether one of the first JSON files lists tasks with data and annotations."""
-    return any(looks_like_json(file, "data", "annotations") for file in _json_files(source)[:10])
-
-
-def _json_files(source: Path) -> list[Path]:
-    files = list_files(source) if source.is_dir() else [source]
-    return [file for file in files if file.suffix.lower() == ".json" and not file.name.startswith(".")]
+    return any(looks_like_json(file, "data", "annotations") for file in files_of(source, ".json")[:10])
 
 
 def read(source: Path, options: ImportOptions) -> Annotations:
@@ -42,7 +37,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     items: list[Item] = []
     problems: list[str] = []
     notes: list[str] = []
-    for file in _json_files(source):
+    for file in files_of(source, ".json"):
         try:
             tasks = read_json(file)
         except DataError as error:

@@ -15,8 +15,8 @@ from PIL import Image
 from fasseg_jax.data.classes import DataError, read_table_text
 from fasseg_jax.importing.annotations import Annotations, Format, ImportOptions, Item, Shape, clean_name
 from fasseg_jax.importing.json_files import as_size, field, looks_like_json, read_json, read_ring
-from fasseg_jax.importing.photos import PhotoIndex, output_name, split_in
-from fasseg_jax.runtime.files import Path, list_files
+from fasseg_jax.importing.photos import PhotoIndex, files_of, output_name, split_in
+from fasseg_jax.runtime.files import Path
 
 __all__ = ["LABELME"]
 
@@ -25,7 +25,7 @@ IGNORE = "__ignore__"  # labelme's own name of pixels that count for nothing
 
 def recognize(source: Path) -> bool:
     """Whether one of the first JSON files has shapes and the name of a photo."""
-    return any(looks_like_json(file, "shapes", "imagePath") for file in _json_files(source)[:10])
+    return any(looks_like_json(file, "shapes", "imagePath") for file in files_of(source, ".json")[:10])
 
 
 def read(source: Path, options: ImportOptions) -> Annotations:
@@ -34,7 +34,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     index = PhotoIndex(folder, options.photos, exclude=options.output)
     items: list[Item] = []
     problems: list[str] = []
-    for file in _json_files(source):
+    for file in files_of(source, ".json"):
         try:
             items.append(_read_item(file, folder, options, index))
         except DataError as error:
@@ -43,11 +43,6 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     bare = [path for path in index.paths if path not in used]
     notes = [f"{path}: has no labelme file, and is left out" for path in bare]
     return Annotations(tuple(items), _classes(folder, items), problems=tuple(problems), notes=tuple(notes))
-
-
-def _json_files(source: Path) -> list[Path]:
-    files = list_files(source) if source.is_dir() else [source]
-    return [file for file in files if file.suffix.lower() == ".json" and not file.name.startswith(".")]
 
 
 def _read_item(file: Path, folder: Path, options: ImportOptions, index: PhotoIndex) -> Item:
