@@ -20,6 +20,9 @@ from tests.helpers.training_runs import ROOT, command, environment, metrics, tra
 pytestmark = pytest.mark.slow
 
 
+# The run that most tests compare with. It keeps averaged parameters as well, which must be resumed like the others.
+RUN = {"train__steps": 12, "train__checkpoint_every": 3, "train__ema_decay": 0.5}
+
 # The largest rates that the configuration allows.
 DIVERGING = {
     "optimizer__learning_rate": 100,
@@ -52,7 +55,7 @@ def start_hosts(commands):
 def undisturbed(tmp_path_factory):
     """A run of 12 steps on one device, a checkpoint every third."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(workdir, train__steps=12, train__checkpoint_every=3)
+    train(workdir, **RUN)
     return workdir
 
 
@@ -60,7 +63,7 @@ def undisturbed(tmp_path_factory):
 def seconds(undisturbed, tmp_path_factory):
     """How long such a run takes once everything is compiled."""
     begin = time.perf_counter()
-    train(tmp_path_factory.mktemp("timed"), train__steps=12, train__checkpoint_every=3)
+    train(tmp_path_factory.mktemp("timed"), **RUN)
     return time.perf_counter() - begin
 
 
@@ -109,7 +112,7 @@ def test_devices_processes_and_shards_agree(tmp_path):
 def test_killed_runs_resume_bit_for_bit(undisturbed, seconds, tmp_path, request):
     """SIGKILL at random moments, --kills times. A run that ends before its kill is compared, and another one begins."""
     rng = random.Random(0)
-    arguments = command(tmp_path, train__steps=12, train__checkpoint_every=3)
+    arguments = command(tmp_path, **RUN)
     kills = 0
     while kills < request.config.getoption("--kills"):
         process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
@@ -124,39 +127,39 @@ def test_killed_runs_resume_bit_for_bit(undisturbed, seconds, tmp_path, request)
         else:
             assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
             shutil.rmtree(tmp_path)
-    train(tmp_path, train__steps=12, train__checkpoint_every=3)
+    train(tmp_path, **RUN)
     assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
-def test_averaged_parameters_are_resumed(tmp_path):
-    fields = {"train__steps": 4, "train__checkpoint_every": 2, "train__ema_decay": 0.5}
-    train(tmp_path / "run", **fields)
-    shutil.move(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
-    train(tmp_path / "run", **fields)
-    assert_same_variables(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
-
-
-def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
-    arguments = command(tmp_path, train__steps=12, train__checkpoint_every=100)
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
+def test_a_folder_takes_one_training_and_sigterm_saves_it(undisturbed, tmp_path):
+    """A second training ends with one line and leaves the first alone; SIGTERM saves that, and it says so."""
+    fields = {**RUN, "train__checkpoint_every": 100}
+    first = subprocess.Popen(
+        command(tmp_path, **fields), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline().startswith("Starting from random weights")
+    second = train(tmp_path, status=2, **fields)
+    assert f"process {first.pid} on" in second.stderr and "trains in this folder" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+    for line in first.stdout:
         if line.startswith("step 2"):
-            process.send_signal(signal.SIGTERM)
+            first.send_signal(signal.SIGTERM)
             break
-    rest = process.stdout.read()
-    assert process.wait(timeout=300) == 75
+    rest = first.stdout.read()
+    assert first.wait(timeout=300) == 75
     assert "The same command resumes the training" in rest
-    again = train(tmp_path, train__steps=12, train__checkpoint_every=100)
+    again = train(tmp_path, **fields)
     assert "Resuming after step" in again.stdout
+    assert sorted(metrics(tmp_path)) == list(range(1, 13))
     assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
 def test_changed_configuration(undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
-    process = train(workdir, train__steps=12, optimizer__weight_decay=0.1, train__log_every=2)
+    process = train(workdir, **RUN, optimizer__weight_decay=0.1, train__log_every=2)
     assert "Changed since step 12: config.optimizer.weight_decay was 0.05, is 0.1" in process.stdout
     assert "log_every" not in process.stdout
-    process = train(workdir, status=2, train__steps=12, model__decoder__num_queries=8)
+    process = train(workdir, status=2, **RUN, model__decoder__num_queries=8)
     assert "config.model.decoder.num_queries was 9, is 8" in process.stderr
 
 
@@ -175,20 +178,23 @@ def test_corrupt_checkpoint(undisturbed, tmp_path):
     for file in (workdir / "checkpoints" / "12" / "training").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[:100])
-    process = train(workdir, status=1, train__steps=12)
+    process = train(workdir, status=1, **RUN)
     assert "checkpoints/12: cannot be read" in process.stderr
     assert "remove it to resume from step 9" in process.stderr
     shutil.rmtree(workdir / "checkpoints" / "12")
-    train(workdir, train__steps=12, train__checkpoint_every=3)
+    train(workdir, **RUN)
     assert_same_variables(workdir / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
 @pytest.mark.parametrize(("kilobytes", "message"), [(0, "cannot write"), (150, "cannot write a checkpoint")])
-def test_full_disk(tmp_path, kilobytes, message):
-    """A limit on the size of files takes the place of a full disk. Libraries and their threads print nothing."""
+def test_full_disk(undisturbed, tmp_path, kilobytes, message):
+    """A limit on the size of files takes the place of a full disk. Libraries and their threads print nothing.
+
+    `undisturbed` has compiled all that is compiled here: nothing is written in part to the cache of the other tests.
+    """
     limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash"]
     process = subprocess.run(
-        [*limited, *command(tmp_path / "run", train__steps=12, train__checkpoint_every=1)],
+        [*limited, *command(tmp_path / "run", **{**RUN, "train__checkpoint_every": 1})],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -217,28 +223,11 @@ def test_mistakes(tmp_path):
 
 def test_other_data_or_fewer_steps_than_done_are_refused(undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
-    process = train(workdir, status=2, train__steps=12, data__shapes__training=41)
+    process = train(workdir, status=2, **RUN, data__shapes__training=41)
     assert "the training split had 40 samples, has 41" in process.stderr and "--changed_data" in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
-    process = train(workdir, status=2, train__steps=11)
+    process = train(workdir, status=2, **{**RUN, "train__steps": 11})
     assert "config.train.steps = 11, but this run has done 12" in process.stderr
-
-
-def test_a_folder_takes_one_training(tmp_path):
-    """The second ends with one line and leaves the first alone."""
-    first = subprocess.Popen(
-        command(tmp_path, train__steps=12, train__checkpoint_every=3),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert first.stdout.readline().startswith("Starting from random weights")
-    second = train(tmp_path, status=2, train__steps=12, train__checkpoint_every=3)
-    assert f"process {first.pid} on" in second.stderr and "trains in this folder" in second.stderr
-    assert len(second.stderr.strip().splitlines()) == 1
-    first.communicate(timeout=600)
-    assert first.returncode == 0 and sorted(metrics(tmp_path)) == list(range(1, 13))
 
 
 @pytest.mark.parametrize(
