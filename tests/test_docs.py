@@ -222,6 +222,19 @@ def test_files_for_contributors_are_valid():
     assert [hook["id"] for hook in hooks] == ["ruff-check", "ruff-format", "mypy"]
 
 
+def test_requirements_are_those_of_the_package_and_more():
+    """requirements.txt has the packages that users ask for by name; the bounds are written twice, so compare them."""
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    project = pyproject()["project"]
+    extras = project["optional-dependencies"]
+    pytest_version = [line for line in extras["test"] if line.startswith("pytest>")]
+    assert listed == {*project["dependencies"], *extras["tfds"], *pytest_version}
+    names = {re.split(r"[\[>]", line)[0] for line in listed}
+    wanted = {"jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "ml-collections", "pytest"}
+    assert wanted <= names
+
+
 def pyproject():
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 

@@ -5,7 +5,7 @@
 
 The program recognizes the format and says what it took it for; --format overrides. It copies the photos, writes label
 maps and classes.txt, and reports every shape that it drops or clips, with the reason. It never changes the input. A
-second run goes on where the first one stopped. It needs `pip install -e ".[import]"`.
+second run goes on where the first one stopped. It needs `pip install "fasseg_jax[import]"`.
 
 Exit status: 0 all photos are imported; 1 some are not, or nothing can be written; 2 wrong usage.
 """
