@@ -100,7 +100,7 @@ class TrainingBatches:
         if len(present) > self._max_targets:
             raise DataError(
                 f"{sample.name}: a crop holds {len(present)} classes, more than config.data.max_targets = "
-                f"{self._max_targets}; raise it (`train.py --check` prints the largest number of classes in an image)"
+                f"{self._max_targets}; raise it (`fasseg check` prints the largest number of classes in an image)"
             )
         classes = np.full(self._max_targets, -1, np.int32)
         classes[: len(present)] = present

@@ -1,10 +1,6 @@
-r"""Write a model as one file that needs no code of this package: `python -m fasseg_jax.export`.
+"""Write a model as one file that needs no code of this package.
 
-    python -m fasseg_jax.export \
-        --checkpoint CHECKPOINT \
-        --size 512x512 \
-        --size 512x683 \
-        --output model.npz
+    fasseg export --checkpoint CHECKPOINT --size 512x512 --size 512x683 --output model.npz
 
 For each size, `jax.export` lowers the function from a photo, uint8 (H, W, 3), to its labels (H, W) to StableHLO, for
 several platforms at once. The file runs wherever JAX does: `fasseg_jax/export/load_exported.py`, which you may copy,
@@ -51,7 +47,7 @@ def main(_: list[str]) -> int:
 
 
 def define_flags() -> None:
-    """Define the command line of `python -m fasseg_jax.export`."""
+    """Define the command line of `fasseg export`."""
     flags.DEFINE_string(
         "checkpoint", None, "Folder of a checkpoint, as convert.py and train.py write it.", required=True
     )

@@ -1,11 +1,11 @@
-"""Turn annotations of other tools into a folder to train from: `python -m fasseg_jax.importing`.
+"""Turn annotations of other tools into a folder to train from.
 
-    python -m fasseg_jax.importing --input ANNOTATIONS --output DATA
-    python train.py --config configs/folder.py:DATA --check
+    fasseg import --input ANNOTATIONS --output DATA
+    fasseg check --config folder:DATA
 
 The program recognizes the format and says what it took it for; --format overrides. It copies the photos, writes label
 maps and classes.txt, and reports every shape that it drops or clips, with the reason. It never changes the input. A
-second run goes on where the first one stopped. It needs `pip install -e ".[import]"`.
+second run goes on where the first one stopped. It needs `pip install "fasseg_jax[import]"`.
 
 Exit status: 0 all photos are imported; 1 some are not, or nothing can be written; 2 wrong usage.
 """
@@ -18,7 +18,7 @@ from fasseg_jax.importing.class_lists import read_class_list
 from fasseg_jax.importing.formats.registry import FORMATS
 from fasseg_jax.importing.run import REPORT, ImportResult, import_annotations
 from fasseg_jax.importing.shapes import OVERLAP
-from fasseg_jax.runtime.command_line import parse_flags, print_error
+from fasseg_jax.runtime.command_line import other_program, parse_flags, print_error
 from fasseg_jax.runtime.files import Path
 
 PRINTED = 20  # lines of each kind; the report has all
@@ -82,11 +82,11 @@ def _print_result(result: ImportResult, output: Path) -> None:
     if not result.written + result.kept:
         return
     ignored = f" --config.data.ignore_label={result.ignore_label}" if result.ignore_label != 255 else ""
-    print(f"Next: python train.py --config configs/folder.py:{output} --check{ignored}")
+    print(f"Next: {other_program('check')} --config folder:{output}{ignored}")
 
 
 def define_flags() -> None:
-    """Define the command line of `python -m fasseg_jax.importing`."""
+    """Define the command line of `fasseg import`."""
     flags.DEFINE_string("input", None, "Folder or file of the annotations.")
     flags.DEFINE_string("output", None, "Folder to make; a second run goes on there.")
     flags.DEFINE_string("format", None, "Format of the annotations; by default it is recognized.")

@@ -161,5 +161,5 @@ def load_library(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"{module.partition('.')[0]} is needed for this format ({error}): pip install -e '.[import]'"
+            f"{module.partition('.')[0]} is needed for this format ({error}): pip install 'fasseg_jax[import]'"
         ) from error

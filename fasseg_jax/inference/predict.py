@@ -19,7 +19,7 @@ from fasseg_jax.inference.explanation_page import draw_explanation
 from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.command_line import one_line
+from fasseg_jax.runtime.command_line import one_line, program_name
 from fasseg_jax.runtime.compilation import CompileTimer
 from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.runtime.preemption import Interruption
@@ -138,7 +138,7 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
             image = open_photo(path)
         except PhotoError as error:
             unreadable.append(path)
-            tqdm.write(f"predict.py: skipped {one_line(error)}", file=sys.stderr)
+            tqdm.write(f"{program_name()}: skipped {one_line(error)}", file=sys.stderr)
             continue
         compiled_before, start = compiling.seconds, time.perf_counter()
         result = segmenter(image, scores=options.scores)

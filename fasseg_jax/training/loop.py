@@ -15,7 +15,7 @@ from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
-from fasseg_jax.runtime.command_line import end_within
+from fasseg_jax.runtime.command_line import end_within, other_program
 from fasseg_jax.runtime.compilation import paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
 from fasseg_jax.runtime.files import Path, named_write_errors
@@ -147,8 +147,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     elif on_first_host:
         best = checkpoints.path_of(checkpoints.best_step)
         print(f"Done. The best checkpoint is {best}; to use it:")
-        print(f"  python predict.py --checkpoint {best} --input PHOTOS --output RESULTS")
-        print(f"  python eval.py --checkpoint {best}")
+        print(f"  {other_program('predict')} --checkpoint {best} --input PHOTOS --output RESULTS")
+        print(f"  {other_program('eval')} --checkpoint {best}")
         print(f"Pictures are in {workdir}/pictures, curves in {workdir}/tensorboard.")
     return INTERRUPTED if stop else 0
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import ConfigError, base_config, check_config, rename_old
 from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.runtime.command_line import other_program
 from fasseg_jax.runtime.files import Path
 
 __all__ = [
@@ -61,9 +62,10 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
     if not directory.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if not metadata_file(directory).exists():
-        hint = "; convert.py makes one from PyTorch weights" if directory.is_file() else ""
+        convert = other_program("convert")
+        hint = f"; {convert} makes one from PyTorch weights" if directory.is_file() else ""
         if (directory / "config.json").exists():
-            hint = f"; a model of transformers? convert it: python convert.py --weights {path} --output CHECKPOINT"
+            hint = f"; a model of transformers? convert it: {convert} --weights {path} --output CHECKPOINT"
         raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
     try:
         metadata = json.loads(metadata_file(directory).read_text())

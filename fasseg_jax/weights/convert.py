@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.data import data_classes
 from fasseg_jax.data.classes import ClassTable, check_num_classes
+from fasseg_jax.runtime.command_line import other_program
 from fasseg_jax.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fasseg_jax.weights.fitting import remove_prefix
 from fasseg_jax.weights.hugging_face import (
@@ -138,7 +139,7 @@ def _write_checkpoint(checkpoint: Checkpoint, output: str, overwrite: bool) -> s
     save_checkpoint(output, checkpoint.config, checkpoint.variables, checkpoint.classes, checkpoint.contents, overwrite)
     if checkpoint.contents == "backbone":
         return "a training can start from this backbone; it cannot predict by itself"
-    return f"python predict.py --checkpoint {output} --input PHOTO_OR_FOLDER --output RESULTS"
+    return f"{other_program('predict')} --checkpoint {output} --input PHOTO_OR_FOLDER --output RESULTS"
 
 
 def _write_weights(checkpoint: Checkpoint, weights: str, output: str, overwrite: bool, hugging_face: bool) -> str:

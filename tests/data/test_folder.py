@@ -208,7 +208,7 @@ def test_a_spoiled_sample_is_named(root, spoil):
 
 def no_label_map(root):
     (root / "annotations/training/2.png").unlink()
-    return r"2\.jpg has no label map; `train.py --check`"
+    return r"2\.jpg has no label map; `fasseg check`"
 
 
 def no_photo(root):

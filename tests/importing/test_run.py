@@ -198,6 +198,6 @@ def test_the_output_may_lie_beside_a_file(tmp_path):
 def test_a_missing_library_is_said_once(source, output, monkeypatch):
     write_item(source, "a")
     monkeypatch.setitem(sys.modules, "shapely", None)
-    with pytest.raises(DataError, match=r"shapely is needed for this format .*pip install -e '\.\[import\]'"):
+    with pytest.raises(DataError, match=r"shapely is needed for this format .*pip install 'fasseg_jax\[import\]'"):
         run_import(source, output)
     assert not output.exists()

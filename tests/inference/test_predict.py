@@ -22,13 +22,15 @@ pytestmark = pytest.mark.slow  # every test starts a process
 MANY_RUNS = """
 import contextlib, io, json, sys
 from absl.testing import flagsaver
-import predict
+from fasseg_jax.programs import predict
+from fasseg_jax.runtime.command_line import parse_flags
+predict.define_flags()
 results = []
 for arguments in json.load(sys.stdin):
     errors = io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            status = predict.main(predict.parse_flags(["predict.py", *arguments]))
+            status = predict.main(parse_flags(["predict.py", *arguments]))
         except SystemExit as end:
             status = end.code
     results.append([status, errors.getvalue()])

@@ -108,7 +108,7 @@ def test_mutated_configurations_of_transformers(tmp_path, count):
 
 def test_a_folder_of_transformers_is_no_checkpoint(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="convert it: python convert.py --weights"):
+    with pytest.raises(ValueError, match="convert it: fasseg convert --weights"):
         load_metadata(tmp_path)
 
 

@@ -38,7 +38,7 @@ def open_source(config: ConfigDict, split: str) -> Source:
     source = find_source(config.data, split)
     if source.problems:
         more = f", and {len(source.problems) - 1} more such problems" if len(source.problems) > 1 else ""
-        raise DataError(f"{source.problems[0]}{more}; `train.py --check` lists all")
+        raise DataError(f"{source.problems[0]}{more}; `fasseg check` lists all")
     check_num_classes(source.classes, config.model.num_classes)
     return source
 
