@@ -250,19 +250,16 @@ def test_hosts_that_differ_end_before_they_compile(tmp_path, other, message):
 
 STUCK = """
 import sys, threading, time
-from absl import app
 import fasseg_jax.training.checkpoints as checkpoints
 import fasseg_jax.training.loop as loop
+from fasseg_jax.programs import commands, train
 
-loop.PATIENCE = 2
+loop.PATIENCE = train.PATIENCE = 2
 if sys.argv.pop(1) == "save":
     checkpoints.RunCheckpoints.close = lambda self: time.sleep(600)
 else:
     threading.Thread(target=time.sleep, args=(600,)).start()
-sys.path.insert(0, ".")
-import train
-train.PATIENCE = 2
-app.run(train.main, flags_parser=train.parse_flags)
+commands.run("train")
 """
 
 
