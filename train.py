@@ -10,14 +10,18 @@ WORKDIR gets checkpoints/STEP (predict.py can use each), metrics.jsonl, tensorbo
 Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupted and saved: the same command resumes.
 """
 
+import shlex
+import sys
 from pathlib import Path
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from fasseg_jax.config import check_config, config_flags
-from fasseg_jax.data import data_classes
+from fasseg_jax.data import DataError, data_classes, describe_data
 from fasseg_jax.data.check import check_data, print_reports
-from fasseg_jax.runtime.command_line import end_within, parse_flags, print_error
+from fasseg_jax.importing.suggestion import explain, suggest_import
+from fasseg_jax.runtime.command_line import end_within, one_line, parse_flags, print_error, printable
 from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.devices import join_hosts
 from fasseg_jax.runtime.files import WriteError
@@ -44,9 +48,7 @@ def main(argv: list[str]) -> int:
         config = CONFIG.value
         check_config(config, training=True)
         if CHECK.value:
-            reports = check_data(config)
-            print_reports(reports, data_classes(config.data))
-            return 1 if any(report.problems for report in reports) else 0
+            return check(config)
         if not WORKDIR.value:
             raise ValueError("--workdir is needed: the folder of the run")
         join_hosts()
@@ -55,9 +57,31 @@ def main(argv: list[str]) -> int:
     except (NotFiniteError, CheckpointError, WriteError) as error:
         status = print_error(error, status=1)
     except (ValueError, OSError) as error:
+        if isinstance(error, DataError):
+            explain(error, Path(CONFIG.value.data.root).expanduser())
         status = print_error(error, status=2)
     end_within(PATIENCE, status)
     return status
+
+
+def check(config: ConfigDict) -> int:
+    """Examine the data, print what they hold and what to run next, and return the exit status."""
+    for line in describe_data(config.data):
+        print(one_line(line))
+    reports = check_data(config)
+    print_reports(reports, data_classes(config.data))
+    if any(report.problems for report in reports):
+        if config.data.source == "folder":
+            readable = any(report.num_images for report in reports)
+            for line in suggest_import(Path(config.data.root).expanduser(), readable):
+                print(printable(line))
+        return 1
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--check", "--check=True", "--check=true")]
+    if not WORKDIR.value:
+        name = Path(config.data.root).expanduser().resolve().name if config.data.root else config.data.source
+        arguments += ["--workdir", f"runs/{name}"]
+    print(f"Next: python train.py {shlex.join(arguments)}")
+    return 0
 
 
 if __name__ == "__main__":
