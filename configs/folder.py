@@ -7,16 +7,19 @@ DIR holds
 
     images/training/NAME.jpg         images/validation/...         photos, in any format that Pillow reads
     annotations/training/NAME.png    annotations/validation/...    class ids in one channel, 8 or 16 bits or a palette
-    classes.txt                      a line "id name R G B" for each class, ids from 0; or classes.csv
+    classes.txt                      a line "name" or "id name R G B" for each class, ids from 0
 
-Ignored pixels are 255 (`--config.data.ignore_label`). If label files hold 0 for "nothing" and the classes begin at 1,
-add `--config.data.reduce_zero_label=True`.
+or these in another layout (docs/own-data.md); `--check` says what it found. Ignored pixels are 255
+(`--config.data.ignore_label`). If label files hold 0 for "nothing" and the classes begin at 1, add
+`--config.data.reduce_zero_label=True`.
 """
 
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import base_config
-from fasseg_jax.data.sources.folder import folder_classes
+from fasseg_jax.data.class_files import folder_classes
+from fasseg_jax.data.classes import DataError
+from fasseg_jax.importing.suggestion import explain
 from fasseg_jax.runtime.files import Path
 
 
@@ -24,9 +27,14 @@ def get_config(folder: str = "") -> ConfigDict:
     """`folder`: the folder of the data, or the one that `python -m fasseg_jax.data.tfds` made of them."""
     if not folder:
         raise ValueError("name the folder of the data: configs/folder.py:DIR")
+    root = Path(folder).expanduser()
     config = base_config()
     config.data.root = folder
     config.data.dataset = ""  # the folder's own classes
     config.data.reduce_zero_label = False
-    config.model.num_classes = len(folder_classes(Path(folder).expanduser()))
+    try:
+        config.model.num_classes = len(folder_classes(root))
+    except DataError as error:
+        explain(error, root)
+        raise
     return config

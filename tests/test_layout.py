@@ -27,7 +27,10 @@ MAY_IMPORT = {
     "export": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "demo": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "summary": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
-    "programs": {"", "training", "evaluation", "inference", "weights", "data", "config", "runtime"},  # "": the version
+    "programs": {
+        *("training", "evaluation", "inference", "weights", "importing", "data", "config", "runtime"),
+        "",  # the version
+    },
     "__main__": {"programs"},
 }
 

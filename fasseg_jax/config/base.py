@@ -75,13 +75,18 @@ def base_config() -> ConfigDict:
             "source": "folder",
             "root": "",  # the data set's folder; for "tfds" the one that the preparation printed
             # The class table, with names and palette: one of fasseg_jax/data/class_tables/, or the path of a .csv file.
-            # Empty: classes.csv or classes.txt in `root`.
+            # Empty: classes.csv, classes.txt or classes.yaml in `root`, or the ids in its label maps.
             "dataset": "ade20k",
             "ignore_label": 255,  # label of ignored pixels, in label files and in training
             "reduce_zero_label": True,  # label files hold 0 for "other" and 1 to K: subtract one, and ignore 0
             # What labels are drawn on if EXIF turns a photo: "viewer" (on what viewers and predict.py show), "stored"
             # (on the pixels as stored), or "auto" (as the label map's size tells; if it fits both, as "viewer").
             "label_orientation": "auto",
+            # Of a folder without validation photos: the share that a hash of the names takes from the training photos,
+            # and which photos stay together: "auto" (frames of a film: 10 or more names that differ in the last number
+            # only), "none", or a regular expression (names that begin with the same match).
+            "validation_share": 0.2,
+            "group": "auto",
             "max_targets": 40,  # T, most classes in one training crop; more are an error (`--check` counts them)
             "num_threads": 8,  # that read and augment, one batch each; at most one per CPU core is useful
             "prefetch": 8,  # batches read ahead on the host

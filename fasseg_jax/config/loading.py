@@ -65,7 +65,8 @@ def load_config(path: str) -> ConfigDict:
         spec.loader.exec_module(module)
         config = _call(module, name, variant)
     except (ValueError, OSError) as error:  # what recipes raise to tell their users something
-        raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
+        told = name in str(error) or (variant and variant in str(error))
+        raise ValueError(str(error) if told else f"{name}: {error}") from error
     except (Exception, SystemExit) as error:
         raise ValueError(f"{_position(error, file)}: {type(error).__name__}: {error}") from error
     rename_old(config)

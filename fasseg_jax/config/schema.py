@@ -6,6 +6,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -58,6 +59,14 @@ def _choice(*choices: str) -> Rule:
     return Rule(str, choices=choices)
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
 SIZE_DIVISOR = 32  # the network's largest stride
 SWITCH = Rule(bool)
 TEXT = Rule(str)
@@ -76,6 +85,8 @@ FIELDS: dict[str, Rule | Sequence] = {
     "data.ignore_label": _integer(0, 65_535),
     "data.label_orientation": _choice("auto", "viewer", "stored"),
     "data.reduce_zero_label": SWITCH,
+    "data.validation_share": _number(0, 0.9),
+    "data.group": TEXT,
     "data.max_targets": _integer(1, 65_535),
     "data.num_threads": _integer(0, 1_024),
     "data.prefetch": _integer(0, 1_000_000),
@@ -190,6 +201,7 @@ DEPENDENCES = (
         lambda parts, batch: batch % parts == 0,
         "accumulation must divide the batch size",
     ),
+    Dependence(("data.group",), _is_pattern, "it must be auto, none or a regular expression"),
 )
 
 

@@ -10,6 +10,8 @@ second run goes on where the first one stopped. It needs `pip install "fasseg_ja
 Exit status: 0 all photos are imported; 1 some are not, or nothing can be written; 2 wrong usage.
 """
 
+import re
+
 from absl import app, flags, logging
 
 from fasseg_jax.data.classes import DataError
@@ -52,6 +54,10 @@ def _options() -> ImportOptions:
     if flag.format is not None and flag.format not in FORMATS:
         raise DataError(f"--format={flag.format}: choose one of {', '.join(FORMATS)}")
     classes, colors = read_class_list(Path(flag.classes).expanduser()) if flag.classes else (None, None)
+    try:
+        re.compile(flag.group)
+    except re.error as error:
+        raise DataError(f"--group={flag.group}: is no regular expression ({error})") from error
     photos = Path(flag.photos).expanduser() if flag.photos else None
     if photos is not None and not photos.is_dir():
         raise DataError(f"--photos={flag.photos}: there is no such folder")
@@ -62,6 +68,7 @@ def _options() -> ImportOptions:
         overlap=flag.overlap,
         unlabeled=flag.unlabeled,
         validation=flag.validation,
+        group=flag.group,
         orientation=flag.orientation,
         tolerance=flag.tolerance,
     )
@@ -100,6 +107,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_float(
         "validation", 0.2, "Share of photos for validation, if the source has none.", lower_bound=0, upper_bound=0.9
+    )
+    flags.DEFINE_string(
+        "group",
+        "auto",
+        'Which photos stay together in one split: "auto" (frames of a film), "none", or a regular expression: those '
+        "whose names begin with the same match.",
     )
     flags.DEFINE_enum(
         "orientation", "auto", ["auto", "viewer", "stored"], "What labels are drawn on if EXIF turns a photo."

@@ -6,15 +6,20 @@ prints the classes, their shares and the mistakes. `fasseg train --check` does t
 there are some; 2 wrong usage, or no data.
 """
 
+import shlex
+import sys
+
 from absl import logging
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import check_config, config_flags
-from fasseg_jax.data import data_classes
+from fasseg_jax.data import DataError, data_classes, describe_data
 from fasseg_jax.data.check import check_data, print_reports
-from fasseg_jax.runtime.command_line import print_error
+from fasseg_jax.importing.suggestion import explain, suggest_import
+from fasseg_jax.runtime.command_line import one_line, other_program, print_error, printable
+from fasseg_jax.runtime.files import Path
 
-__all__ = ["check", "define_flags", "main"]
+__all__ = ["check", "define_flags", "explain_data_error", "main"]
 
 
 def main(argv: list[str]) -> int:
@@ -29,18 +34,38 @@ def main(argv: list[str]) -> int:
         check_config(config, training=True)
         return check(config)
     except (ValueError, OSError) as error:
+        explain_data_error(error)
         return print_error(error, status=2)
 
 
-def check(config: ConfigDict) -> int:
-    """Examine the data, print what they hold and what is wrong, and return the exit status.
+def explain_data_error(error: Exception) -> None:
+    """Add notes to an error about the folder of the data: what is there, what was looked for, an import."""
+    if isinstance(error, DataError):
+        explain(error, Path(config_flags.given_config().data.root).expanduser())
+
+
+def check(config: ConfigDict, workdir: str | None = None) -> int:
+    """Examine the data, print what they hold, what is wrong, and what to run next; return the exit status.
 
     Raises:
       ValueError, OSError: there are no data.
     """
+    for line in describe_data(config.data):
+        print(one_line(line))
     reports = check_data(config)
     print_reports(reports, data_classes(config.data))
-    return 1 if any(report.problems for report in reports) else 0
+    if any(report.problems for report in reports):
+        if config.data.source == "folder":
+            readable = any(report.num_images for report in reports)
+            for line in suggest_import(Path(config.data.root).expanduser(), readable):
+                print(printable(line))
+        return 1
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--check", "--check=True", "--check=true")]
+    if not workdir:
+        name = Path(config.data.root).expanduser().resolve().name if config.data.root else config.data.source
+        arguments += ["--workdir", f"runs/{name}"]
+    print(f"Next: {other_program('train')} {shlex.join(arguments)}")
+    return 0
 
 
 def define_flags() -> None:

@@ -14,7 +14,7 @@ Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupte
 from absl import flags, logging
 
 from fasseg_jax.config import check_config, config_flags
-from fasseg_jax.programs.check import check
+from fasseg_jax.programs.check import check, explain_data_error
 from fasseg_jax.runtime.command_line import end_within, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.devices import join_hosts
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         config = config_flags.given_config()
         check_config(config, training=True)
         if options.check:
-            return check(config)
+            return check(config, options.workdir)
         if not options.workdir:
             raise ValueError("--workdir is needed: the folder of the run")
         join_hosts()
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     except (NotFiniteError, CheckpointError, WriteError) as error:
         status = print_error(error, status=1)
     except (ValueError, OSError) as error:
+        explain_data_error(error)
         status = print_error(error, status=2)
     end_within(PATIENCE, status)
     return status

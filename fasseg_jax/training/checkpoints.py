@@ -34,7 +34,14 @@ class RunCheckpoints:
     A run keeps its latest `config.train.keep_checkpoints` ones, and the best by mean IoU.
     """
 
-    def __init__(self, directory: str | Path, config: ConfigDict, classes: ClassTable, samples: Mapping[str, int]):
+    def __init__(
+        self,
+        directory: str | Path,
+        config: ConfigDict,
+        classes: ClassTable,
+        samples: Mapping[str, int],
+        fingerprints: Mapping[str, str] | None = None,
+    ):
         """Open or make the directory, and remove what interrupted writes left behind.
 
         Args:
@@ -42,6 +49,7 @@ class RunCheckpoints:
           config: the whole configuration, for the metadata of what is saved.
           classes: of the data, likewise.
           samples: number of samples of each split, likewise.
+          fingerprints: `Source.fingerprint` of each split, likewise.
 
         Raises:
           WriteError: the directory cannot be made or written.
@@ -64,7 +72,7 @@ class RunCheckpoints:
                 ),
             )
             self._delete_removed()
-        self._metadata = checkpoint_metadata(config, classes, samples=samples)
+        self._metadata = checkpoint_metadata(config, classes, samples=samples, fingerprints=fingerprints)
 
     @property
     def latest_step(self) -> int | None:

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import flat_fields
-from fasseg_jax.data import TrainingBatches, open_source, read_ahead
+from fasseg_jax.data import TrainingBatches, describe_data, open_source, read_ahead
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
@@ -67,10 +67,11 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
             workdir.mkdir(parents=True, exist_ok=True)
             lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
         training, validation = open_source(config, "training"), open_source(config, "validation")
-        label_notes = look_at_labels(training, config.data)
+        label_notes = [*describe_data(config.data), *look_at_labels(training, config.data)]
         batches = TrainingBatches(training, config, config.train.seed, jax.process_index(), jax.process_count())
     samples = {"training": len(training), "validation": len(validation)}
-    require_equal(run_facts(config, training.classes, samples))
+    fingerprints = {"training": training.fingerprint, "validation": validation.fingerprint}
+    require_equal(run_facts(config, training.classes, samples, fingerprints))
 
     # Model and optimizer
     model = build_model(config.model)
@@ -95,7 +96,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
         changes = []
         if first_step:
             saved = checkpoints.metadata(first_step)
-            changes = check_resumed(first_step, saved, config, training.classes, samples, changed_data)
+            changes = check_resumed(first_step, saved, config, training.classes, samples, changed_data, fingerprints)
         log = MetricLog(workdir, config.train.steps, first_step, writes=on_first_host)
     for line in [*label_notes, *(f"Changed since step {first_step}: {change}" for change in changes)]:
         log.say(line)
@@ -153,13 +154,16 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     return INTERRUPTED if stop else 0
 
 
-def run_facts(config: ConfigDict, classes: ClassTable, samples: Mapping[str, int]) -> dict[str, str]:
+def run_facts(
+    config: ConfigDict, classes: ClassTable, samples: Mapping[str, int], fingerprints: Mapping[str, str]
+) -> dict[str, str]:
     """What must be the same on all hosts that train together: name -> value, in words."""
     return {
         **{f"the version of {name}": version for name, version in package_versions().items()},
         **{f"config.{name}": repr(value) for name, value in flat_fields(config).items() if name not in OF_A_HOST},
         **{f"class {class_id}": repr(name) for class_id, name in enumerate(classes.names)},
         **{f"the number of {split} samples": str(number) for split, number in samples.items()},
+        **{f"the hash of the {split} photos' names": text for split, text in fingerprints.items()},
     }
 
 

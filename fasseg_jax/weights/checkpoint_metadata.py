@@ -35,16 +35,22 @@ class CheckpointMetadata:
 
     Attributes:
       samples: split -> number of the samples that the training had; empty if it is not known.
+      fingerprints: split -> `Source.fingerprint` of these samples; likewise.
     """
 
     config: ConfigDict
     classes: ClassTable
     contents: Contents = "model"
     samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def checkpoint_metadata(
-    config: ConfigDict, classes: ClassTable, contents: Contents = "model", samples: Mapping[str, int] | None = None
+    config: ConfigDict,
+    classes: ClassTable,
+    contents: Contents = "model",
+    samples: Mapping[str, int] | None = None,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The metadata of a checkpoint, ready for JSON; the arguments are the attributes of `CheckpointMetadata`."""
     return {
@@ -53,6 +59,7 @@ def checkpoint_metadata(
         "config": config.to_dict(),
         "classes": {"names": classes.names, "palette": classes.palette.tolist()},
         "samples": dict(samples or {}),
+        "fingerprints": dict(fingerprints or {}),
     }
 
 
@@ -81,6 +88,7 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
                 classes=_classes(metadata["classes"]),
                 contents=metadata["contents"],
                 samples=_samples(metadata.get("samples", {})),
+                fingerprints=_fingerprints(metadata.get("fingerprints", {})),
             )
     except ConfigError as error:
         raise ValueError(f"{path}: the checkpoint's configuration is wrong: {error}") from error
@@ -103,6 +111,12 @@ def _classes(saved: dict[str, Any]) -> ClassTable:
 def _samples(saved: Any) -> dict[str, int]:
     if not isinstance(saved, dict) or not all(type(number) is int and number >= 0 for number in saved.values()):
         raise ValueError("samples are not numbers of samples")
+    return saved
+
+
+def _fingerprints(saved: Any) -> dict[str, str]:
+    if not isinstance(saved, dict) or not all(isinstance(text, str) for text in saved.values()):
+        raise ValueError("fingerprints are no texts")
     return saved
 
 

@@ -226,6 +226,9 @@ def test_label_files(tmp_path):
         ("data/leftImg8bit/val/ulm/ulm_01_leftImg8bit.png", "data/", "ulm/ulm_01_leftImg8bit"),
         ("images/validation/street.north/3.b.jpg", "/prepared/ade20k/1.0.0", "street.north/3.b"),
         ("shapes/validation/00012", "", "00012"),
+        ("/data/own/images/a/1.jpg", "/data/own", "a/1"),
+        ("/data/own/valid/images/1.jpg", "/data/own", "1"),
+        ("/data/own/1.jpg", "/data/own", "1"),
     ],
 )
 def test_names_of_results(sample, root, name):
