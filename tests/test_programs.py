@@ -18,6 +18,7 @@ NEEDED = {  # program -> arguments that it needs besides --config
     "fasseg_jax.demo": None,  # has no --config
     "fasseg_jax.importing": None,
     "fasseg_jax.export": None,
+    "fasseg_jax.training.curves": None,
 }
 MISTAKES = {  # arguments -> what the line says
     ("--config=absent.py",): "absent.py",
