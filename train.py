@@ -3,9 +3,10 @@
     python train.py --config configs/shapes.py --workdir runs/shapes
 
 trains a tiny model on generated images; configs/ade20k.py, configs/cityscapes.py and configs/folder.py hold the recipes
-for real data. If WORKDIR holds checkpoints, the training resumes from the latest. `--check` examines the data instead.
+for real data. If WORKDIR holds checkpoints, the training resumes from the latest. `--check` examines the data instead,
+and with `--pictures DIR` draws samples with their labels, augmented as the network gets them.
 
-WORKDIR gets checkpoints/STEP (predict.py can use each), metrics.jsonl, tensorboard/ and pictures/.
+WORKDIR gets checkpoints/STEP (predict.py can use each), metrics.jsonl, curves.png, tensorboard/ and pictures/.
 
 Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupted and saved: the same command resumes.
 """
@@ -24,10 +25,12 @@ from fasseg_jax.runtime.files import WriteError
 from fasseg_jax.training.checkpoints import CheckpointError
 from fasseg_jax.training.loop import train
 from fasseg_jax.training.train_step import NotFiniteError
+from fasseg_jax.visualization.data_pictures import write_data_pictures
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/shapes.py", "The recipe; --config.NAME=VALUE overrides.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
 CHECK = flags.DEFINE_bool("check", False, "Examine the data and report what is wrong, instead of training.")
+PICTURES = flags.DEFINE_string("pictures", None, "With --check: folder for pictures of samples with their labels.")
 CHANGED_DATA = flags.DEFINE_bool("changed_data", False, "Resume a run although its data changed since.")
 PROFILE = flags.DEFINE_bool("profile", False, "Record five steps with jax.profiler, in WORKDIR/profile.")
 
@@ -41,11 +44,15 @@ def main(argv: list[str]) -> int:
     try:
         if argv[1:]:
             raise ValueError(f"unexpected argument {argv[1]!r}")
+        if PICTURES.value and not CHECK.value:
+            raise ValueError("--pictures goes with --check")
         config = CONFIG.value
         check_config(config, training=True)
         if CHECK.value:
             reports = check_data(config)
             print_reports(reports, data_classes(config.data))
+            if PICTURES.value:
+                print(*write_data_pictures(config, reports, Path(PICTURES.value)), sep="\n")
             return 1 if any(report.problems for report in reports) else 0
         if not WORKDIR.value:
             raise ValueError("--workdir is needed: the folder of the run")

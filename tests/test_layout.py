@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "ops": {"runtime"},
     "models": {"ops", "config"},
     "losses": {"models", "ops"},
-    "visualization": {"data"},
+    "visualization": {"data", "runtime"},
     "weights": {"models", "data", "config", "runtime"},
     "inference": {"weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "evaluation": {"inference", "weights", "visualization", "data", "config", "runtime"},
