@@ -14,7 +14,8 @@ from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
 from fasseg_jax.evaluation.metrics import Counts, metrics_of, most_confused
 from fasseg_jax.evaluation.results import write_images
-from fasseg_jax.evaluation.tables import csv_text, print_table, write_csv, write_json
+from fasseg_jax.evaluation.tables import print_table, write_csv, write_json
+from fasseg_jax.runtime.csv_text import csv_text
 from fasseg_jax.visualization.confusion_matrix import confusion_cells, draw_confusion
 from tests.helpers import ROOT
 from tests.helpers.markup import MARKUP
