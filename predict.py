@@ -17,6 +17,9 @@ larger than the training crops: windows of the size of a training crop pass over
 --explain also writes NAME_explanation.png for each photo: for the queries that matter most their mask, class and focus
 through the decoder's layers, and the windows that HRCA selects.
 
+--write_labels labelme (or coco) also writes the predictions as polygons to FOLDER/labelme (or coco), which annotation
+tools open, and to_correct.csv, which lists the photos, the least certain first.
+
 Exit status: 0 all done; 1 a photo or some frames could not be read (the others are done) or results not be written; 2
 wrong usage; 75 a video was interrupted (it can be played as far as it goes).
 """
@@ -48,6 +51,12 @@ SCORES = flags.DEFINE_bool(
     "scores", False, "Also write NAME_scores.npy: (H, W, K) float16, 300 bytes per pixel for 150 classes."
 )
 EXPLAIN = flags.DEFINE_bool("explain", False, "Also write NAME_explanation.png: what the decoder looks at.")
+WRITE_LABELS = flags.DEFINE_enum(
+    "write_labels",
+    None,
+    ["labelme", "coco"],
+    "Also write the predictions as polygons, to correct them.",
+)
 MULTI_SCALE = flags.DEFINE_bool("multi_scale", False, "Average over several sizes of a photo, each also flipped.")
 SLIDING_WINDOW = flags.DEFINE_bool("sliding_window", False, "Average over overlapping windows of a photo.")
 SHORT_SIDE = flags.DEFINE_integer(
@@ -125,12 +134,14 @@ def read_options(argv: list[str]) -> PredictionOptions:
     if SHORT_SIDE.value == 0 and not SLIDING_WINDOW.value:
         raise ValueError("--short_side 0, the photo's own size, goes with --sliding_window")
     if INPUT.value and is_video(INPUT.value):
-        if SCORES.value or EXPLAIN.value:
-            raise ValueError("--scores and --explain are for photos, not for videos")
+        if SCORES.value or EXPLAIN.value or WRITE_LABELS.value:
+            raise ValueError("--scores, --explain and --write_labels are for photos, not for videos")
         if not INPUT.value.startswith(CAMERA):
             require_regular_file(Path(INPUT.value))
             if not Path(INPUT.value).is_file():
                 raise ValueError(f"--input {INPUT.value}: there is no such file")
+    if WRITE_LABELS.value and (labels := Path(OUTPUT.value, WRITE_LABELS.value)).exists():
+        raise ValueError(f"{labels} is there, perhaps with corrected labels; give another --output, or remove it")
     if Path(OUTPUT.value).exists() and not Path(OUTPUT.value).is_dir():
         raise ValueError(f"--output {OUTPUT.value} is a file; give a folder")
     return PredictionOptions(
@@ -142,6 +153,7 @@ def read_options(argv: list[str]) -> PredictionOptions:
         short_side=SHORT_SIDE.value,
         scores=SCORES.value,
         explain=EXPLAIN.value,
+        write_labels=WRITE_LABELS.value,
     )
 
 
