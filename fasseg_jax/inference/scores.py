@@ -19,9 +19,9 @@ tile takes R rows and C columns of each view, just those that it needs, and gets
 Memory does not grow with the photo, and photos of about the same size share compiled programs. `tiles.py` plans the
 tiles; this module computes them.
 
-The uncertainty of a pixel is 1 - min(1, largest score - second largest score): 1 if two classes tie or no query claims
-the pixel, 0 if one class leads by 1 or more. That of a photo is the mean over its pixels. Tiles give its sums with the
-labels, while the scores are in memory.
+The uncertainty of a pixel is 1 - the sum of p², where p are the classes' shares of the sum of its scores: the chance
+that two classes differ if both are drawn by these shares (Gini impurity). That of a photo is the mean over its pixels.
+Tiles give its sums with the labels, while the scores are in memory.
 """
 
 import collections
@@ -189,7 +189,7 @@ def _label_tile(
         if others is not None:
             row_scores += others
         label = first_argmax(row_scores, axis=0)
-        return label, None if inside is None else (_uncertainty(row_scores, label) * inside).sum()
+        return label, None if inside is None else (_uncertainty(row_scores) * inside).sum()
 
     # On a CPU row by row, so that the scores of the whole tile are never in memory: all rows at once take three times
     # as long. Other devices prefer few large steps.
@@ -198,11 +198,10 @@ def _label_tile(
     return labels.astype(label_dtype(class_probabilities.shape[1])), uncertainty
 
 
-def _uncertainty(scores: Float32[Array, "K T"], label: Int32[Array, "T"]) -> Float32[Array, "T"]:
-    """1 - min(1, lead of the label's score over the second largest) for each pixel; 0 if there is one class."""
-    others = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0) != label
-    second = jnp.where(others, scores, -jnp.inf).max(axis=0)
-    return jnp.maximum(1 - (scores.max(axis=0) - second), 0)
+def _uncertainty(scores: Float32[Array, "K T"]) -> Float32[Array, "T"]:
+    """The uncertainty of each pixel; 1 if all its scores are 0."""
+    shares = scores / jnp.maximum(scores.sum(axis=0), 1e-30)  # before squaring: squares of small scores underflow
+    return jnp.maximum(1 - (shares * shares).sum(axis=0), 0)
 
 
 @functools.partial(jax.jit, donate_argnames="total")

@@ -40,8 +40,8 @@ class Segmentation:
       labels: class ids, uint8, or uint16 for more than 255 classes.
       scores: the score of each class, if asked for: the sum over the queries of the query's probability of the class
         times its probability that the pixel is in its mask. At least 0, not normalized.
-      uncertainty: if asked for, the mean over the pixels of 1 - min(1, largest score - second largest score): from 0,
-        where one class leads everywhere, to 1.
+      uncertainty: if asked for, the mean over the pixels of 1 - the sum of p², where p are the classes' shares of the
+        sum of the pixel's scores: 0 if one class has all of it, almost 1 if many classes have equal shares.
     """
 
     labels: UInt[np.ndarray, "H W"]

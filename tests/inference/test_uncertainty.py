@@ -11,9 +11,9 @@ from tests.helpers.tiny import photo, tiny_model
 
 
 def expected_uncertainty(scores):
-    """Of (H, W, K) scores, by sorting."""
-    ordered = np.sort(scores.astype(np.float64), axis=-1)
-    return (1 - np.minimum(1, ordered[..., -1] - ordered[..., -2])).mean()
+    """Of (H, W, K) scores."""
+    scores = scores.astype(np.float64)
+    return (1 - np.square(scores / scores.sum(axis=-1, keepdims=True)).sum(axis=-1)).mean()
 
 
 def paint(view, placement, size, **options):
@@ -46,11 +46,13 @@ def test_equals_that_of_the_scores(size, monkeypatch):
     ("classes", "logit", "expected"),
     [
         ([[1, 0, 0]], 50, 0),  # one query claims all pixels for one class
-        ([[1, 0, 0]] * 3, 50, 0),  # a lead of more than 1 is no more certain
-        ([[0.5, 0.5, 0]], 50, 1),  # a tie
-        ([[1, 0, 0]], -50, 1),  # no query claims a pixel
-        ([[0.75, 0.25, 0]], 50, 0.5),
-        ([[0.75, 0.25, 0]], 0, 0.75),
+        ([[1, 0, 0]] * 3, 50, 0),  # three queries that agree
+        ([[0.5, 0.5, 0]], 50, 0.5),  # a tie of two classes
+        ([[0.25] * 4], 50, 0.75),  # and of four
+        ([[0.25] * 4], -60, 0.75),  # also if no query claims a pixel, and squares of scores would underflow
+        ([[0.6, 0.2, 0]], 0, 1 - 0.75**2 - 0.25**2),
+        ([[1, 0, 0], [0, 1, 0]], 0, 0.5),
+        ([[1, 0, 0]], -200, 1),  # all scores are 0
         ([[0.5]], 50, 0),  # of one class there is no doubt
     ],
 )
