@@ -33,6 +33,8 @@ NEEDED = {  # program -> arguments that it needs besides --config; None: it has 
     "fasseg export": None,
     "fasseg demo": None,
     "fasseg summary": [],
+    "fasseg curves": None,
+    "fasseg_jax.training.curves": None,
 }
 MISTAKES = {  # arguments -> what the line says
     ("--config=absent.py",): "absent.py",

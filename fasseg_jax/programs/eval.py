@@ -7,9 +7,9 @@ checkpoints/STEP, or the folder of a run, whose best checkpoint is taken. The mo
 checkpoint's. Data, inference and dtype are those of --config, or the checkpoint's if there is no --config. All devices
 of all hosts take part.
 
-OUTPUT gets metrics.json, per_class.csv, images.csv (a score for each image), confusion.png, report.html, worst/ (photo,
-ground truth and prediction of the worst images) and, with --save_predictions, predictions/. It also holds the progress:
-after an interruption the same command resumes, and ends with the same results.
+OUTPUT gets metrics.json, per_class.csv, images.csv (score and uncertainty of each image), confusion.png, report.html,
+worst/ (photo, ground truth and prediction of the worst images) and, with --save_predictions, predictions/. It also
+holds the progress: after an interruption the same command resumes, and ends with the same results.
 
 Exit status: 0 done; 1 images were skipped, the network's output is not finite, or results cannot be written; 2 wrong
 usage, checkpoint or data; 75 interrupted, and the same command resumes.

@@ -17,6 +17,9 @@ larger than the training crops: windows of the size of a training crop pass over
 --explain also writes NAME_explanation.png for each photo: for the queries that matter most their mask, class and focus
 through the decoder's layers, and the windows that HRCA selects.
 
+--write_labels labelme (or coco) also writes the predictions as polygons to FOLDER/labelme (or coco), which annotation
+tools open, and to_correct.csv, which lists the photos, the least certain first.
+
 Exit status: 0 all done; 1 a photo or some frames could not be read (the others are done) or results not be written; 2
 wrong usage; 75 a video was interrupted (it can be played as far as it goes).
 """
@@ -103,12 +106,14 @@ def read_options(argv: list[str]) -> PredictionOptions:
     if flag.short_side == 0 and not flag.sliding_window:
         raise ValueError("--short_side 0, the photo's own size, goes with --sliding_window")
     if flag.input and is_video(flag.input):
-        if flag.scores or flag.explain:
-            raise ValueError("--scores and --explain are for photos, not for videos")
+        if flag.scores or flag.explain or flag.write_labels:
+            raise ValueError("--scores, --explain and --write_labels are for photos, not for videos")
         if not flag.input.startswith(CAMERA):
             require_regular_file(Path(flag.input))
             if not Path(flag.input).is_file():
                 raise ValueError(f"--input {flag.input}: there is no such file")
+    if flag.write_labels and (labels := Path(flag.output, flag.write_labels)).exists():
+        raise ValueError(f"{labels} is there, perhaps with corrected labels; give another --output, or remove it")
     if Path(flag.output).exists() and not Path(flag.output).is_dir():
         raise ValueError(f"--output {flag.output} is a file; give a folder")
     return PredictionOptions(
@@ -120,6 +125,7 @@ def read_options(argv: list[str]) -> PredictionOptions:
         short_side=flag.short_side,
         scores=flag.scores,
         explain=flag.explain,
+        write_labels=flag.write_labels,
     )
 
 
@@ -134,6 +140,9 @@ def define_flags() -> None:
         "scores", False, "Also write NAME_scores.npy: (H, W, K) float16, 300 bytes per pixel for 150 classes."
     )
     flags.DEFINE_bool("explain", False, "Also write NAME_explanation.png: what the decoder looks at.")
+    flags.DEFINE_enum(
+        "write_labels", None, ["labelme", "coco"], "Also write the predictions as polygons, to correct them."
+    )
     flags.DEFINE_bool("multi_scale", False, "Average over several sizes of a photo, each also flipped.")
     flags.DEFINE_bool("sliding_window", False, "Average over overlapping windows of a photo.")
     flags.DEFINE_integer(

@@ -4,9 +4,10 @@
 
 trains a tiny model on generated images; in a clone `python train.py` is the same. The recipes ade20k, cityscapes and
 folder are for real data; a recipe of your own is given by its path. If WORKDIR holds checkpoints, the training resumes
-from the latest. `--check` examines the data instead.
+from the latest. `--check` examines the data instead, and with `--pictures DIR` draws samples with their labels,
+augmented as the network gets them.
 
-WORKDIR gets checkpoints/STEP (`fasseg predict` can use each), metrics.jsonl, tensorboard/ and pictures/.
+WORKDIR gets checkpoints/STEP (`fasseg predict` can use each), metrics.jsonl, curves.png, tensorboard/ and pictures/.
 
 Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupted and saved: the same command resumes.
 """
@@ -35,10 +36,12 @@ def main(argv: list[str]) -> int:
     try:
         if argv[1:]:
             raise ValueError(f"unexpected argument {argv[1]!r}")
+        if options.pictures and not options.check:
+            raise ValueError("--pictures goes with --check")
         config = config_flags.given_config()
         check_config(config, training=True)
         if options.check:
-            return check(config, options.workdir)
+            return check(config, options.pictures, options.workdir)
         if not options.workdir:
             raise ValueError("--workdir is needed: the folder of the run")
         join_hosts()
@@ -58,5 +61,6 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", "configs/shapes.py", "The recipe; --config.NAME=VALUE overrides.")
     flags.DEFINE_string("workdir", None, "Folder of the run; made if absent.")
     flags.DEFINE_bool("check", False, "Examine the data and report what is wrong, instead of training.")
+    flags.DEFINE_string("pictures", None, "With --check: folder for pictures of samples with their labels.")
     flags.DEFINE_bool("changed_data", False, "Resume a run although its data changed since.")
     flags.DEFINE_bool("profile", False, "Record five steps with jax.profiler, in WORKDIR/profile.")

@@ -22,6 +22,7 @@ from fasseg_jax.runtime.files import Path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.training.checkpoints import RunCheckpoints
+from fasseg_jax.training.curves import write_curves
 from fasseg_jax.training.evaluator import Evaluator
 from fasseg_jax.training.initialization import start_variables
 from fasseg_jax.training.metric_log import MetricLog, StepClock
@@ -138,6 +139,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
                 log.progress(step, f"loss {values['loss']:.3f}")
             if due.save:
                 checkpoints.save(step, state, evaluator(state, step) if due.evaluate else None)
+                if on_first_host:
+                    write_curves(workdir)
                 clock.restart()
             if stop:
                 break
@@ -150,7 +153,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
         print(f"Done. The best checkpoint is {best}; to use it:")
         print(f"  {other_program('predict')} --checkpoint {best} --input PHOTOS --output RESULTS")
         print(f"  {other_program('eval')} --checkpoint {best}")
-        print(f"Pictures are in {workdir}/pictures, curves in {workdir}/tensorboard.")
+        print(f"Pictures are in {workdir}/pictures, curves in {workdir}/curves.png and {workdir}/tensorboard.")
     return INTERRUPTED if stop else 0
 
 

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from fasseg_jax import Segmenter
 from fasseg_jax.weights.checkpoint import load_checkpoint
@@ -83,6 +84,7 @@ def test_a_run_leaves_what_it_says(undisturbed):
     assert sorted(losses) == list(range(1, 13))
     assert losses[12] < losses[1]
     assert list((undisturbed / "tensorboard").iterdir())
+    Image.open(undisturbed / "curves.png").verify()
     segmenter = Segmenter.from_checkpoint(undisturbed / "checkpoints" / "12")
     assert segmenter.classes.names[0] == "background"
     assert segmenter(np.zeros((50, 70, 3), np.uint8)).labels.shape == (50, 70)
