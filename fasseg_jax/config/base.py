@@ -82,10 +82,10 @@ def base_config() -> ConfigDict:
             # What labels are drawn on if EXIF turns a photo: "viewer" (on what viewers and predict.py show), "stored"
             # (on the pixels as stored), or "auto" (as the label map's size tells; if it fits both, as "viewer").
             "label_orientation": "auto",
-            # Of a folder without validation photos: the share that a hash of the names takes from the training photos,
-            # and which photos stay together: "auto" (frames of a film: 10 or more names that differ in the last number
-            # only), "none", or a regular expression (names that begin with the same match).
+            # Share of the training photos that a hash of the names takes if a folder has no validation photos.
             "validation_share": 0.2,
+            # Which photos stay together then: "auto" (frames of a film: 10 or more names that differ only in the last
+            # number), "none", or a regular expression (names that begin with the same match).
             "group": "auto",
             "max_targets": 40,  # T, most classes in one training crop; more are an error (`--check` counts them)
             "num_threads": 8,  # that read and augment, one batch each; at most one per CPU core is useful

@@ -1,6 +1,7 @@
 """What the names of folders and files say: photos or label maps, which split, which photo."""
 
 import dataclasses
+import functools
 import re
 from typing import Literal
 
@@ -73,17 +74,24 @@ def place_of(path: Path) -> Place:
     The first folder that names a role, and the first that names a split, count; all others are part of the name. A
     folder counts only if all its words do: "train_labels" names both, "train_station" nothing.
     """
+    role, split, folder, rest = _read_folders(path.parts[:-1])
+    return Place(role, split, folder, "/".join([*rest, path.stem]))
+
+
+@functools.lru_cache(maxsize=10_000)  # many files lie in few folders
+def _read_folders(parts: tuple[str, ...]) -> tuple[Role | None, str | None, str, tuple[str, ...]]:
+    """Role, split, the folders that say so, and the others."""
     role: Role | None = None
     split: str | None = None
     folders, rest = [], []
-    for part in path.parts[:-1]:
+    for part in parts:
         part_role, part_split = _meaning(part)
         if (part_role and role) or (part_split and split) or not (part_role or part_split):
             rest.append(part)
             continue
         role, split = role or part_role, split or part_split
         folders.append(part)
-    return Place(role, split, "/".join(folders) or ".", "/".join([*rest, path.stem]))
+    return role, split, "/".join(folders) or ".", tuple(rest)
 
 
 def _meaning(part: str) -> tuple[Role | None, str | None]:

@@ -78,18 +78,20 @@ def divide(
     if len(order) == 1:
         return Division(frozenset(), films, 0, divided)
 
-    def size(groups: Collection[str]) -> int:
-        return sum(len(members[key]) for key in groups)
-
     wanted = share * len(names)
     free = [key for key in order if key not in fixed and (len(members[key]) <= 2 * wanted or films == 0)]
-    chosen = {key for key in order if fixed.get(key, key in free and _hash(key) < share)}
+    chosen = {key for key in order if fixed.get(key, False)} | {key for key in free if _hash(key) < share}
+    size = sum(len(members[key]) for key in chosen)
     for key in free:
-        if key not in chosen and (not chosen or size(chosen) < wanted / 2) and len(chosen) + 1 < len(order):
+        if (chosen and size >= wanted / 2) or len(chosen) + 1 >= len(order):
+            break
+        if key not in chosen:
             chosen.add(key)
+            size += len(members[key])
     for key in reversed(free):
-        if key in chosen and len(chosen) > 1 and (size(chosen) > 2 * wanted or len(chosen) == len(order)):
+        if key in chosen and len(chosen) > 1 and (size > 2 * wanted or len(chosen) == len(order)):
             chosen.remove(key)
+            size -= len(members[key])
     if not chosen:  # groups that a person named, all of them large
         chosen = {min(order, key=lambda key: (len(members[key]), _hash(key)))} - fixed.keys()
     before = set(chosen)
