@@ -22,7 +22,7 @@ from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.runtime.compilation import release_compiler_memory
 from fasseg_jax.runtime.distributed import DATA, batch_sharding, replicated
 from fasseg_jax.runtime.read_ahead import map_ahead
-from fasseg_jax.weights.checkpoint import load_checkpoint
+from fasseg_jax.weights.pretrained import load_pretrained
 
 __all__ = ["Segmentation", "Segmenter"]
 
@@ -101,21 +101,34 @@ class Segmenter:
         inference: Mapping[str, Any] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> "Segmenter":
-        """Load a checkpoint that `save_checkpoint` wrote, for example in `convert.py`.
+        """Load a checkpoint, for example of `convert.py`.
 
         Args:
-          path: the folder of a checkpoint, or of a run, whose best checkpoint is taken.
+          path: the folder of a checkpoint, or of a run, whose best checkpoint is taken; or the name of a model that
+            `fasseg push` uploaded, "hf://OWNER/NAME" (see `fasseg_jax.weights.remote`).
           inference: fields of the checkpoint's `config.inference` to change, e.g. {"mode": "multi_scale"}.
           devices: as for the constructor.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
+          OSError: the model cannot be fetched.
           ValueError: the checkpoint is damaged or holds only a backbone, or a field of `inference` is not allowed.
         """
-        checkpoint = load_checkpoint(os.fspath(path))
+        checkpoint = load_pretrained(path)
         checkpoint.require_whole_model(os.fspath(path))
         checkpoint.config.inference = inference_settings(checkpoint.config, inference or {})
         return cls(checkpoint.config, checkpoint.variables, checkpoint.classes, devices=devices)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        inference: Mapping[str, Any] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> "Segmenter":
+        """Do as `from_checkpoint`: the name that users of transformers and Keras expect, e.g. for "hf://OWNER/NAME"."""
+        return cls.from_checkpoint(name, inference=inference, devices=devices)
 
     def __call__(self, image: np.ndarray, scores: bool = False) -> Segmentation:
         """Segment a photo.

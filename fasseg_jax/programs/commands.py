@@ -39,6 +39,7 @@ COMMANDS = {
     "import": Command("fasseg_jax.importing.__main__", "Turn annotations of other tools into a folder to train from."),
     "export": Command("fasseg_jax.export.__main__", "Write a model as one file that needs no code of this package."),
     "demo": Command("fasseg_jax.demo.__main__", "Serve a web page for trying a model."),
+    "push": Command("fasseg_jax.programs.push", "Write a model as a folder for the Hugging Face Hub, and upload it."),
     "summary": Command("fasseg_jax.summary.__main__", "Print parameters, arithmetic and memory of a network."),
 }
 
