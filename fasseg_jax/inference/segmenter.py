@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.inference.batching import batches_of, group_photos
 from fasseg_jax.inference.scores import Canvas, ViewPrediction
+from fasseg_jax.inference.segmentation import Segmentation
 from fasseg_jax.inference.views import PhotoViews, inference_settings
 from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.runtime.compilation import release_compiler_memory
@@ -30,20 +31,6 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Platforms that compute one photo at a time: batches would save nothing there, and would round differently.
 PHOTO_BY_PHOTO = ("cpu",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """The result for one photo of H x W pixels.
-
-    Attributes:
-      labels: class ids, uint8, or uint16 for more than 255 classes.
-      scores: the score of each class, if asked for: the sum over the queries of the query's probability of the class
-        times its probability that the pixel is in its mask. At least 0, not normalized.
-    """
-
-    labels: UInt[np.ndarray, "H W"]
-    scores: Float32[np.ndarray, "H W K"] | None = None
 
 
 class Segmenter:
@@ -142,7 +129,7 @@ class Segmenter:
           FloatingPointError: the network's output is not finite.
         """
         [(_, result)] = self._segment([(None, image)], batch_size=1, scores=scores)
-        return result
+        return dataclasses.replace(result, image=image, classes=self.classes)
 
     def segment_all(
         self, photos: Iterable[tuple[Key, np.ndarray]], batch_size: int = 1

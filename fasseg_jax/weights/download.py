@@ -28,9 +28,9 @@ class RemoteError(OSError):
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $FASSEG_CACHE, or fasseg_jax in the user's folder of caches."""
+    """Where downloads are kept: $FASSEG_CACHE, or a folder below the user's folder of caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("FASSEG_CACHE") or Path(caches, "fasseg_jax")).expanduser()
+    return Path(os.environ.get("FASSEG_CACHE") or Path(caches, "fasseg_jax", "downloads")).expanduser()
 
 
 def download(address: str) -> Path:
