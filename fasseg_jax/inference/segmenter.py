@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.inference.batching import batches_of, group_photos
 from fasseg_jax.inference.scores import Canvas, ViewPrediction
+from fasseg_jax.inference.segmentation import Segmentation
 from fasseg_jax.inference.views import PhotoViews, inference_settings
 from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.runtime.compilation import release_compiler_memory
 from fasseg_jax.runtime.distributed import DATA, batch_sharding, replicated
 from fasseg_jax.runtime.read_ahead import map_ahead
-from fasseg_jax.weights.checkpoint import load_checkpoint
+from fasseg_jax.weights.pretrained import load_pretrained
 
 __all__ = ["Segmentation", "Segmenter"]
 
@@ -30,23 +31,6 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Platforms that compute one photo at a time: batches would save nothing there, and would round differently.
 PHOTO_BY_PHOTO = ("cpu",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """The result for one photo of H x W pixels.
-
-    Attributes:
-      labels: class ids, uint8, or uint16 for more than 255 classes.
-      scores: the score of each class, if asked for: the sum over the queries of the query's probability of the class
-        times its probability that the pixel is in its mask. At least 0, not normalized.
-      uncertainty: if asked for, the mean over the pixels of 1 - the sum of p², where p are the classes' shares of the
-        sum of the pixel's scores: 0 if one class has all of it, almost 1 if many classes have equal shares.
-    """
-
-    labels: UInt[np.ndarray, "H W"]
-    scores: Float32[np.ndarray, "H W K"] | None = None
-    uncertainty: float | None = None
 
 
 class Segmenter:
@@ -104,21 +88,34 @@ class Segmenter:
         inference: Mapping[str, Any] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> "Segmenter":
-        """Load a checkpoint that `save_checkpoint` wrote, for example in `convert.py`.
+        """Load a checkpoint, for example of `convert.py`.
 
         Args:
-          path: the folder of a checkpoint, or of a run, whose best checkpoint is taken.
+          path: the folder of a checkpoint, or of a run, whose best checkpoint is taken; or the name of a model that
+            `fasseg push` uploaded, "hf://OWNER/NAME" (see `fasseg_jax.weights.remote`).
           inference: fields of the checkpoint's `config.inference` to change, e.g. {"mode": "multi_scale"}.
           devices: as for the constructor.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
+          OSError: the model cannot be fetched.
           ValueError: the checkpoint is damaged or holds only a backbone, or a field of `inference` is not allowed.
         """
-        checkpoint = load_checkpoint(os.fspath(path))
+        checkpoint = load_pretrained(path)
         checkpoint.require_whole_model(os.fspath(path))
         checkpoint.config.inference = inference_settings(checkpoint.config, inference or {})
         return cls(checkpoint.config, checkpoint.variables, checkpoint.classes, devices=devices)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        inference: Mapping[str, Any] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> "Segmenter":
+        """Do as `from_checkpoint`: the name that users of transformers and Keras expect, e.g. for "hf://OWNER/NAME"."""
+        return cls.from_checkpoint(name, inference=inference, devices=devices)
 
     def __call__(self, image: np.ndarray, scores: bool = False, uncertainty: bool = False) -> Segmentation:
         """Segment a photo.
@@ -133,7 +130,7 @@ class Segmenter:
           FloatingPointError: the network's output is not finite.
         """
         [(_, result)] = self.results([(None, image)], scores=scores, uncertainty=uncertainty)
-        return result
+        return dataclasses.replace(result, image=image, classes=self.classes)
 
     def segment_all(
         self, photos: Iterable[tuple[Key, np.ndarray]], batch_size: int = 1

@@ -40,6 +40,7 @@ COMMANDS = {
     "export": Command("fasseg_jax.export.__main__", "Write a model as one file that needs no code of this package."),
     "demo": Command("fasseg_jax.demo.__main__", "Serve a web page for trying a model."),
     "curves": Command("fasseg_jax.training.curves", "Draw the learning curves of a run, or of several."),
+    "push": Command("fasseg_jax.programs.push", "Write a model as a folder for the Hugging Face Hub, and upload it."),
     "summary": Command("fasseg_jax.summary.__main__", "Print parameters, arithmetic and memory of a network."),
 }
 

@@ -2,6 +2,7 @@ r"""Convert weights: those of PyTorch programs to a checkpoint, and a checkpoint
 
     fasseg convert --config ade20k:r50 --weights ade_faseg_r50.pth --output CHECKPOINT
     fasseg convert --weights HUGGING_FACE_FOLDER --output CHECKPOINT
+    fasseg convert --weights hf://facebook/mask2former-swin-tiny-ade-semantic --output CHECKPOINT
     fasseg convert --weights CHECKPOINT --output FILE.safetensors
     fasseg convert --weights CHECKPOINT --output HUGGING_FACE_FOLDER --hugging_face
 
@@ -9,6 +10,10 @@ A file (.pth, .pkl, .safetensors) holds FASeg or Mask2Former, which becomes a ch
 backbone, from which a training can start. A folder of Hugging Face's transformers (config.json, model.safetensors)
 holds a backbone, or a Mask2Former. The latter's config.json has the architecture; it also has the classes and the test
 size, unless --config gives them.
+
+Weights can be fetched: hf://OWNER/NAME[@REVISION][/FILE] from the Hugging Face Hub (pip install "fasseg_jax[hub]"), or
+https://HOST/FILE, whose checksum is compared if #sha256=CHECKSUM follows. A download that was cut goes on where it
+stopped.
 
 A checkpoint becomes a .safetensors or .pth file of the official programs or, with --hugging_face, a folder of
 transformers, which has only Mask2Former. No code in a weight file is ever executed. Exit status: 0; 1 if the weights
@@ -57,7 +62,10 @@ def define_flags() -> None:
         help_string="Configuration of the same model, e.g. configs/ade20k.py:r50; --config.NAME=VALUE overrides.",
     )
     flags.DEFINE_string(
-        "weights", None, "File of PyTorch weights, folder of transformers, or checkpoint.", required=True
+        "weights",
+        None,
+        "File of PyTorch weights, folder of transformers, or checkpoint; hf://... or https://...",
+        required=True,
     )
     flags.DEFINE_string(
         "output", None, "Directory for the checkpoint; from a checkpoint, file for the weights.", required=True

@@ -88,7 +88,7 @@ def read_options(argv: list[str]) -> EvaluationOptions:
 def define_flags() -> None:
     """Define the command line of `fasseg eval`."""
     config_flags.DEFINE_config_file("config", None, "Data and inference; --config.NAME=VALUE overrides a field.")
-    flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
+    flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint or of a run, or hf://OWNER/NAME.")
     flags.DEFINE_string("output", None, "Folder for the results, by default evaluation/CHECKPOINT-MODE.")
     flags.DEFINE_bool("multi_scale", False, "Average over several sizes of an image, each also flipped.")
     flags.DEFINE_bool("sliding_window", False, "Average over overlapping windows of an image.")

@@ -131,7 +131,7 @@ def read_options(argv: list[str]) -> PredictionOptions:
 
 def define_flags() -> None:
     """Define the command line of `fasseg predict`."""
-    flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
+    flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint or of a run, or hf://OWNER/NAME.")
     flags.DEFINE_string(
         "input", None, "A photo, a folder of photos (subfolders included), a video, or a camera: camera:0."
     )

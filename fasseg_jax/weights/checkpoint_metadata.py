@@ -22,6 +22,7 @@ __all__ = [
     "damaged",
     "load_metadata",
     "metadata_file",
+    "parse_metadata",
 ]
 
 Contents = Literal["model", "backbone"]
@@ -75,7 +76,20 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
             hint = f"; a model of transformers? convert it: {convert} --weights {path} --output CHECKPOINT"
         raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
     try:
-        metadata = json.loads(metadata_file(directory).read_text())
+        text = metadata_file(directory).read_text()
+    except Exception as error:  # of the storage
+        raise damaged(path, error) from error
+    return parse_metadata(path, text)
+
+
+def parse_metadata(path: str | Path, text: str) -> CheckpointMetadata:
+    """Read the JSON of `checkpoint_metadata`; `path` names it in messages.
+
+    Raises:
+      ValueError: it is damaged, holds a configuration that is not allowed, or has a later format.
+    """
+    try:
+        metadata = json.loads(text)
         if metadata["format"] == FORMAT:
             if metadata["contents"] not in ("model", "backbone"):
                 raise ValueError("contents is neither 'model' nor 'backbone'")

@@ -16,7 +16,14 @@ from fasseg_jax.models.backbones import BACKBONES
 from fasseg_jax.weights.backbones import FOREIGN_BACKBONES, MODEL_TYPES, kind_of
 from fasseg_jax.weights.backbones.foreign import STAGES, check_fixed
 
-__all__ = ["describe_model", "describe_preprocessing", "read_backbone", "read_configuration"]
+__all__ = [
+    "describe_classes",
+    "describe_model",
+    "describe_preprocessing",
+    "is_mask2former",
+    "read_backbone",
+    "read_configuration",
+]
 
 # Fields of config.json with the only value that the network here supports. Absent fields have these values there, too.
 FIXED = {
@@ -161,6 +168,13 @@ def describe_model(config: ConfigDict, classes: ClassTable) -> dict[str, Any]:
         "oversample_ratio": loss.oversample_ratio,
         "importance_sample_ratio": loss.importance_ratio,
         "ignore_value": config.data.ignore_label,
+        **describe_classes(classes),
+    }
+
+
+def describe_classes(classes: ClassTable) -> dict[str, Any]:
+    """The fields of config.json that name the classes."""
+    return {
         "id2label": {str(i): name for i, name in enumerate(classes.names)},
         "label2id": {name: i for i, name in enumerate(classes.names)},
     }
@@ -185,15 +199,23 @@ def describe_preprocessing(config: ConfigDict, num_classes: int) -> dict[str, An
     }
 
 
-def _check_supported_by_transformers(model: ConfigDict) -> None:
+def is_mask2former(model: ConfigDict) -> bool:
+    """Whether transformers can compute the network of a `config.model`."""
+    return not _differences_from_mask2former(model)
+
+
+def _differences_from_mask2former(model: ConfigDict) -> list[str]:
     mask2former = base_config()
     use_mask2former(mask2former)
-    problems = [
+    return [
         f"\n  config.model.{field} is {value!r}; it must be {needed!r}"
         for (field, value), (_, needed) in zip(_switches(model), _switches(mask2former.model), strict=True)
         if value != needed
     ]
-    if problems:
+
+
+def _check_supported_by_transformers(model: ConfigDict) -> None:
+    if problems := _differences_from_mask2former(model):
         raise ValueError(
             f"transformers has only Mask2Former, not FASeg, and cannot compute this model:{''.join(problems)}\n"
             "Write it with the names of the official programs, as a .safetensors or .pth file."
