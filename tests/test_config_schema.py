@@ -27,6 +27,7 @@ RECIPES = [
 ]
 # Fields for which zero is a right value.
 MAY_BE_ZERO = {
+    *("optimizer.warmup_steps", "train.patience"),
     *("data.ignore_label", "data.num_threads", "data.prefetch"),
     *("loss.class_weight", "loss.mask_weight", "loss.dice_weight", "loss.no_object_weight", "loss.importance_ratio"),
     *("model.decoder.mask_threshold", "model.backbone.drop_path"),

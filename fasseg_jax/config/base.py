@@ -144,7 +144,8 @@ def base_config() -> ConfigDict:
 
     config.optimizer = ConfigDict(
         {
-            "learning_rate": 1e-4,  # at the first step; there is no warmup
+            "learning_rate": 1e-4,  # the highest: of the first step, unless there is a warm-up
+            "warmup_steps": 0,  # in which the learning rate rises linearly to what the decay says; 0: none
             "poly_power": 0.9,  # the learning rate falls to 0 as (1 - step / steps) to this power
             "backbone_multiplier": 0.1,  # the backbone's learning rate, as a multiple of the others'
             "weight_decay": 0.05,  # AdamW's; norms, embeddings and tables of relative positions have none
@@ -163,7 +164,9 @@ def base_config() -> ConfigDict:
             # Start weights: a checkpoint directory of convert.py, with a backbone or a whole model. The class head of a
             # model with other classes is initialized again. Empty: random.
             "init": "",
-            "ema_decay": 0.0,  # of an exponential moving average of the parameters, used for evaluation; 0: none
+            # Of an exponential moving average of the parameters, which evaluation and prediction use; 0: none. Step t
+            # has at most (1 + t) / (10 + t), so that the average soon forgets the start weights.
+            "ema_decay": 0.0,
             "shard_parameters": False,  # shard parameters and optimizer state over the devices (large models)
             "log_every": 20,  # steps between entries of the log
             "checkpoint_every": 2_000,  # steps between checkpoints
@@ -178,6 +181,7 @@ def base_config() -> ConfigDict:
         {
             "short_sides": tuple(int(512 * 0.1 * j) for j in range(5, 21)),  # in pixels; one is drawn for each sample
             "max_long_side": 2048,  # in pixels; if the longer side would exceed it, both sides shrink
+            "patience": 0,  # evaluations without a better mIoU, after which the training ends; 0: it never ends early
             "crop": (512, 512),  # (height, width) in pixels, multiples of 32; smaller samples are padded
             "color_jitter": True,  # brightness, contrast, saturation and hue at random
             "flip": True,  # mirror half of the samples

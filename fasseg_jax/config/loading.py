@@ -35,6 +35,7 @@ IMMATERIAL = (
     "train.evaluation_stride",
     "train.shard_parameters",
     "train.init",
+    "train.patience",
 )
 # Fields that decide which parameters a model has; only the model's dtype is none of them.
 ARCHITECTURE = "model."

@@ -114,6 +114,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "optimizer.poly_power": _number(0, 100),
     "optimizer.backbone_multiplier": WEIGHT,
     "optimizer.weight_decay": _number(0, 100),
+    "optimizer.warmup_steps": _integer(0, 1_000_000_000),
     "optimizer.betas": Sequence(_number(0, 1, below=True), "two numbers", 2),
     "optimizer.eps": _number(0, 1, above=True),
     "optimizer.clip_norm": _number(0, 1e9, above=True),
@@ -131,6 +132,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "train.keep_checkpoints": COUNT,
     "augmentation.short_sides": SIDES,
     "augmentation.max_long_side": LENGTH,
+    "train.patience": _integer(0, 1_000_000),
     "augmentation.crop": Sequence(
         _integer(SIZE_DIVISOR, 65_504, multiple=SIZE_DIVISOR), "a height and a width in pixels", 2
     ),

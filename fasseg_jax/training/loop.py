@@ -24,6 +24,7 @@ from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.training.checkpoints import RunCheckpoints
 from fasseg_jax.training.evaluator import Evaluator
 from fasseg_jax.training.initialization import start_variables
+from fasseg_jax.training.early_stopping import EarlyStopping
 from fasseg_jax.training.metric_log import MetricLog, StepClock
 from fasseg_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from fasseg_jax.training.resume import check_resumed
@@ -117,13 +118,15 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     stop = False
     # Also after an error, what is being written is finished, if that does not take too long.
     with lock, contextlib.closing(log), contextlib.closing(checkpoints), limited_end():
-        for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
+        ahead = () if stopping.exhausted(first_step) else read_ahead(batches, config.data, first_step)
+        for step, batch in enumerate(clock.waiting(ahead), first_step + 1):
             if profile:
                 record_profile(step - first_step, workdir)
             images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
             if compiled is None:
                 compiled = compile_step(train_step, state, images, targets, log)
             state, metrics = compiled(state, images, targets)
+    stopping = EarlyStopping(config.train, checkpoints.best)
             if previous:
                 check_finite(*previous)  # of the step before, while the devices compute this one
             previous = step, metrics, batch.names
@@ -136,9 +139,11 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
                 log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
                 log.progress(step, f"loss {values['loss']:.3f}")
             if due.save:
-                checkpoints.save(step, state, evaluator(state, step) if due.evaluate else None)
+                mean_iou = evaluator(state, step) if due.evaluate else None
+                checkpoints.save(step, state, mean_iou)
+                stopping.add(step, mean_iou)
                 clock.restart()
-            if stop:
+            if stop or (due.evaluate and stopping.exhausted(step)):
                 break
 
     # End
@@ -157,6 +162,9 @@ def run_facts(config: ConfigDict, classes: ClassTable, samples: Mapping[str, int
     """What must be the same on all hosts that train together: name -> value, in words."""
     return {
         **{f"the version of {name}": version for name, version in package_versions().items()},
+        if stopping.exhausted(checkpoints.latest_step or 0):
+            since = f"in {config.train.patience} evaluations mIoU was never above that of step {stopping.best_step}"
+            print(f"Ended early: {since}.")
         **{f"config.{name}": repr(value) for name, value in flat_fields(config).items() if name not in OF_A_HOST},
         **{f"class {class_id}": repr(name) for class_id, name in enumerate(classes.names)},
         **{f"the number of {split} samples": str(number) for split, number in samples.items()},
