@@ -83,6 +83,9 @@ def base_config() -> ConfigDict:
             # (on the pixels as stored), or "auto" (as the label map's size tells; if it fits both, as "viewer").
             "label_orientation": "auto",
             "max_targets": 40,  # T, most classes in one training crop; more are an error (`--check` counts them)
+            # Photos with rare classes are visited more often: a class that a smaller share f of the photos holds than
+            # this repeats its photos sqrt(repeat_below / f) times in an epoch; 0: every photo once.
+            "repeat_below": 0.0,
             "num_threads": 8,  # that read and augment, one batch each; at most one per CPU core is useful
             "prefetch": 8,  # batches read ahead on the host
             # Used by the source "shapes" only:
@@ -136,6 +139,10 @@ def base_config() -> ConfigDict:
             "mask_weight": 5.0,  # of the masks' binary cross-entropy, in loss and matching cost
             "dice_weight": 5.0,  # of the masks' Dice loss, in loss and matching cost
             "no_object_weight": 0.1,  # of unmatched queries in the class cross-entropy; matched ones have 1
+            # Weight of each class in the class cross-entropy, K numbers. (): from `class_balance`, else all 1.
+            "class_weights": (),
+            # Weigh a class by its share of the training photos to the power of -class_balance, 1 on average; 0: not.
+            "class_balance": 0.0,
             "num_points": 12544,  # P, number of points at which a mask is compared with its target
             "oversample_ratio": 3.0,  # candidates for the points of the loss, as a multiple of P
             "importance_ratio": 0.75,  # share of P that are the least certain candidates; the rest is drawn uniformly
@@ -188,6 +195,11 @@ def base_config() -> ConfigDict:
         }
     )
 
+            "vertical_flip": False,  # turn half of the samples upside down (photos from above)
+            "quarter_turns": False,  # turn samples by 0, 90, 180 or 270 degrees (photos from above; square crops)
+            # Share of the samples whose crop is laid on a pixel of a class that is drawn from those of the photo, each
+            # with the same chance. The other crops are laid anywhere.
+            "balanced_crops": 0.0,
     # How photos are predicted (see fasseg_jax/inference/views.py); all lengths are in pixels.
     config.inference = ConfigDict(
         {

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import flat_fields
 from fasseg_jax.data import TrainingBatches, open_source, read_ahead
+from fasseg_jax.data.balance import balance_classes
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
@@ -34,6 +35,7 @@ __all__ = ["train"]
 
 PROFILED_STEPS = range(10, 15)  # of this run; by then everything is compiled
 PATIENCE = 300  # seconds, in which a checkpoint that is being written can be finished
+CLASSES_FILE = "classes_of_photos.npz"  # in WORKDIR: what the scan for rare classes found
 OF_A_HOST = ("data.num_threads", "data.prefetch", "data.root")  # fields in which hosts may differ
 
 
@@ -41,7 +43,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     """Run a training, or resume it from the latest checkpoint in `workdir`.
 
     Args:
-      config: the whole configuration.
+      config: the whole configuration; `loss.class_weights` is filled in if classes are to be balanced.
       workdir: the folder of the run, made if absent.
       profile: record five steps in WORKDIR/profile.
       changed_data: resume although the data changed since the latest checkpoint.
@@ -69,7 +71,9 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
             lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
         training, validation = open_source(config, "training"), open_source(config, "validation")
         label_notes = look_at_labels(training, config.data)
-        batches = TrainingBatches(training, config, config.train.seed, jax.process_index(), jax.process_count())
+        repeats, config.loss.class_weights = balance_classes(config, training, workdir / CLASSES_FILE, on_first_host)
+        hosts = (jax.process_index(), jax.process_count())
+        batches = TrainingBatches(training, config, config.train.seed, *hosts, repeats)
     samples = {"training": len(training), "validation": len(validation)}
     require_equal(run_facts(config, training.classes, samples))
 

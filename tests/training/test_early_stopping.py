@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from fasseg_jax.data import open_source
+from fasseg_jax.data.balance import class_weights, classes_of_photos
 from fasseg_jax.training.early_stopping import EarlyStopping
+from fasseg_jax.weights.checkpoint import load_checkpoint
+from tests.helpers.training_runs import metrics, train
 
 
 def stop_by_counting(mean_ious, patience):
@@ -37,3 +41,24 @@ def test_it_stops_where_counting_does_also_in_a_resumed_run(patience, resumed_af
                 break
         stopped.add(expected)
     assert (stopped == {None}) == (patience == 0)
+
+
+@pytest.mark.slow
+def test_a_run_ends_early_and_its_checkpoint_says_what_balanced_it(tmp_path):
+    fields = {"train__steps": 12, "train__evaluate_every": 1, "train__patience": 2, "train__ema_decay": 0.9}
+    fields |= {"data__repeat_below": 0.9, "loss__class_balance": 0.5, "augmentation__balanced_crops": 0.5}
+    process = train(tmp_path, **fields)
+    mean_ious = metrics(tmp_path, "mean_iou")
+    expected = stop_by_counting(mean_ious.values(), 2)
+    assert max(mean_ious) == (expected or 12)
+    assert ("Ended early: in 2 evaluations" in process.stdout) == (expected is not None)
+
+    config = load_checkpoint(tmp_path).config
+    present = classes_of_photos(open_source(config, "training"), config.data)
+    assert config.loss.class_weights == class_weights(present, 0.5)
+    with np.load(tmp_path / "classes_of_photos.npz") as file:
+        np.testing.assert_array_equal(file["present"], present)
+
+    again = train(tmp_path, **fields)  # trains no further
+    assert "Changed" not in again.stdout and f"Resuming after step {expected or 12} of 12" in again.stdout
+    assert metrics(tmp_path, "mean_iou") == mean_ious
