@@ -166,6 +166,9 @@ def base_config() -> ConfigDict:
         {
             "steps": 160_000,  # optimizer steps, of one batch each
             "batch_size": 16,  # of all devices and hosts together
+            # Halve the batch size until the step fits the devices' memory: --config.train.batch_size=auto in short. A
+            # resumed run keeps the size that was found.
+            "fit_batch_size": False,
             "accumulation": 1,  # number of parts in which a batch is computed, one after the other, to save memory
             "seed": 0,  # of initialization, data order, augmentation and sampled points
             # Start weights: a checkpoint directory of convert.py, with a backbone or a whole model. The class head of a
@@ -178,6 +181,7 @@ def base_config() -> ConfigDict:
             "log_every": 20,  # steps between entries of the log
             "checkpoint_every": 2_000,  # steps between checkpoints
             "evaluate_every": 10_000,  # steps between evaluations: mIoU on the validation split, and a picture
+            "patience": 0,  # evaluations without a better mIoU, after which the training ends; 0: it never ends early
             "evaluation_stride": 1,  # evaluate every n-th sample of the split
             "keep_checkpoints": 2,  # number of latest checkpoints to keep; the best by mIoU is kept too
         }
@@ -188,18 +192,17 @@ def base_config() -> ConfigDict:
         {
             "short_sides": tuple(int(512 * 0.1 * j) for j in range(5, 21)),  # in pixels; one is drawn for each sample
             "max_long_side": 2048,  # in pixels; if the longer side would exceed it, both sides shrink
-            "patience": 0,  # evaluations without a better mIoU, after which the training ends; 0: it never ends early
             "crop": (512, 512),  # (height, width) in pixels, multiples of 32; smaller samples are padded
             "color_jitter": True,  # brightness, contrast, saturation and hue at random
             "flip": True,  # mirror half of the samples
-        }
-    )
-
             "vertical_flip": False,  # turn half of the samples upside down (photos from above)
             "quarter_turns": False,  # turn samples by 0, 90, 180 or 270 degrees (photos from above; square crops)
             # Share of the samples whose crop is laid on a pixel of a class that is drawn from those of the photo, each
             # with the same chance. The other crops are laid anywhere.
             "balanced_crops": 0.0,
+        }
+    )
+
     # How photos are predicted (see fasseg_jax/inference/views.py); all lengths are in pixels.
     config.inference = ConfigDict(
         {

@@ -17,15 +17,16 @@ from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
 from fasseg_jax.runtime.command_line import end_within
-from fasseg_jax.runtime.compilation import paused_garbage_collection, release_compiler_memory
+from fasseg_jax.runtime.compilation import announce, paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
 from fasseg_jax.runtime.files import Path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
+from fasseg_jax.training.batch_size import batch_size_of_run, fit_batch_size
 from fasseg_jax.training.checkpoints import RunCheckpoints
+from fasseg_jax.training.early_stopping import EarlyStopping
 from fasseg_jax.training.evaluator import Evaluator
 from fasseg_jax.training.initialization import start_variables
-from fasseg_jax.training.early_stopping import EarlyStopping
 from fasseg_jax.training.metric_log import MetricLog, StepClock
 from fasseg_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from fasseg_jax.training.resume import check_resumed
@@ -43,7 +44,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     """Run a training, or resume it from the latest checkpoint in `workdir`.
 
     Args:
-      config: the whole configuration; `loss.class_weights` is filled in if classes are to be balanced.
+      config: the whole configuration. What only devices and data can tell, `train.batch_size` if it is to fit and
+        `loss.class_weights` if classes are to be balanced, is filled in.
       workdir: the folder of the run, made if absent.
       profile: record five steps in WORKDIR/profile.
       changed_data: resume although the data changed since the latest checkpoint.
@@ -65,13 +67,19 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
 
     # Data
     with fail_together():
-        check_batch_size(config, mesh.size)
+        if not config.train.fit_batch_size:
+            check_batch_size(config, mesh.size)
         with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
         training, validation = open_source(config, "training"), open_source(config, "validation")
         label_notes = look_at_labels(training, config.data)
         repeats, config.loss.class_weights = balance_classes(config, training, workdir / CLASSES_FILE, on_first_host)
+    if config.train.fit_batch_size:
+        max_targets = min(config.data.max_targets, len(training.classes))
+        config.train.batch_size = batch_size_of_run(workdir) or fit_batch_size(config, mesh, max_targets, announce)
+    with fail_together():
+        check_batch_size(config, mesh.size)
         hosts = (jax.process_index(), jax.process_count())
         batches = TrainingBatches(training, config, config.train.seed, *hosts, repeats)
     samples = {"training": len(training), "validation": len(validation)}
@@ -117,6 +125,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     learning_rate = learning_rate_schedule(config)
     evaluator = Evaluator(config, validation, mesh, workdir, log)
     interruption = Interruption()
+    stopping = EarlyStopping(config.train, checkpoints.best)
     clock = StepClock(config.train.batch_size)
     compiled = previous = None
     stop = False
@@ -130,7 +139,6 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
             if compiled is None:
                 compiled = compile_step(train_step, state, images, targets, log)
             state, metrics = compiled(state, images, targets)
-    stopping = EarlyStopping(config.train, checkpoints.best)
             if previous:
                 check_finite(*previous)  # of the step before, while the devices compute this one
             previous = step, metrics, batch.names
@@ -154,6 +162,9 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     if on_first_host and stop:
         print(f"Interrupted, and saved after step {step}. The same command resumes the training.")
     elif on_first_host:
+        if stopping.exhausted(checkpoints.latest_step or 0):
+            since = f"in {config.train.patience} evaluations mIoU was never above that of step {stopping.best_step}"
+            print(f"Ended early: {since}.")
         best = checkpoints.path_of(checkpoints.best_step)
         print(f"Done. The best checkpoint is {best}; to use it:")
         print(f"  python predict.py --checkpoint {best} --input PHOTOS --output RESULTS")
@@ -166,9 +177,6 @@ def run_facts(config: ConfigDict, classes: ClassTable, samples: Mapping[str, int
     """What must be the same on all hosts that train together: name -> value, in words."""
     return {
         **{f"the version of {name}": version for name, version in package_versions().items()},
-        if stopping.exhausted(checkpoints.latest_step or 0):
-            since = f"in {config.train.patience} evaluations mIoU was never above that of step {stopping.best_step}"
-            print(f"Ended early: {since}.")
         **{f"config.{name}": repr(value) for name, value in flat_fields(config).items() if name not in OF_A_HOST},
         **{f"class {class_id}": repr(name) for class_id, name in enumerate(classes.names)},
         **{f"the number of {split} samples": str(number) for split, number in samples.items()},
