@@ -27,7 +27,7 @@ line sets these. The run ends early if mIoU stops rising.
 
 import sys
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from fasseg_jax.config import base_config, swin
 from fasseg_jax.data.sizing import TrainingSize, training_size
@@ -118,7 +118,9 @@ def _set_steps(config: ConfigDict, photos: int) -> None:
     """Steps, and what follows them. References: an override of one field moves those that depend on it."""
     train = config.train
     samples = max(EPOCHS * photos, FEWEST_SAMPLES)
-    train.steps = (train.get_ref("batch_size") + (samples - 1)) // train.get_ref("batch_size")
+    batch_size = abs(train.get_ref("batch_size"))
+    batch_size = batch_size + FieldReference(0) ** batch_size  # 1 for 0, which is refused later, by its name
+    train.steps = (batch_size + (samples - 1)) // batch_size
     for field in ("evaluate_every", "checkpoint_every"):
         train[field] = (train.get_ref("steps") + (EVALUATIONS - 1)) // EVALUATIONS
     config.optimizer.warmup_steps = train.get_ref("steps") // 20

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from fasseg_jax.config import check_config, load_config
+from fasseg_jax.config import ConfigError, check_config, load_config
 from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.data.sizing import TrainingSize, training_size
 from fasseg_jax.data.tfds import prepare
@@ -101,6 +101,13 @@ def test_what_depends_on_a_field_follows_its_override(tmp_path, monkeypatch):
     assert (config.train.steps, config.train.evaluate_every, config.train.checkpoint_every) == (5000, 100, 250)
     config = command_line(monkeypatch, recipe, "--config.train.steps=1")
     assert (config.train.evaluate_every, config.optimizer.warmup_steps) == (1, 0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("batch_size", 0), ("batch_size", -3), ("steps", 0), ("steps", -5)])
+def test_a_wrong_override_is_named(tmp_path, monkeypatch, field, value):
+    recipe = f"--config=configs/folder.py:{write_photos(tmp_path / 'data', 3, (64, 64))}"
+    with pytest.raises(ConfigError, match=f"config.train.{field} is {value}; it must be an integer from 1"):
+        command_line(monkeypatch, recipe, f"--config.train.{field}={value}")
 
 
 def test_auto_is_written_out(tmp_path, monkeypatch):
