@@ -25,6 +25,9 @@ RENAMED: dict[str, str] = {
     "model.deformable_attention=fused": "model.deformable_attention=gpu",
 }
 
+# What may be written on the command line for a value of another kind -> what it stands for.
+SHORT_FORMS = {"train.batch_size=auto": "train.fit_batch_size=True"}
+
 # Fields that do not influence what is learned.
 IMMATERIAL = (
     "data.num_threads",
@@ -36,9 +39,11 @@ IMMATERIAL = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",
+    "train.patience",
     "train.evaluation_stride",
     "train.shard_parameters",
     "train.init",
+    "train.fit_batch_size",  # what it finds is in train.batch_size
 )
 # Fields that decide which parameters a model has; only the model's dtype is none of them.
 ARCHITECTURE = "model."
@@ -130,9 +135,13 @@ def rename_old(config: ConfigDict) -> None:
 def renamed_argument(argument: str, flag: str) -> str:
     """Replace the old name of a field in a command line's argument, --FLAG.FIELD=VALUE, and print a line if it has one.
 
-    `rename_old` does the same for old values, once they are in the configuration.
+    `rename_old` does the same for old values, once they are in the configuration. A short form, `SHORT_FORMS`, is
+    written out.
     """
     name, equals, value = argument.partition("=")
+    for short, long in SHORT_FORMS.items():
+        if argument.lstrip("-") == f"{flag}.{short}":
+            return f"--{flag}.{long}"
     new = RENAMED.get(name.removeprefix(f"--{flag}."))
     if new is None or not name.startswith(f"--{flag}."):
         return argument

@@ -82,8 +82,18 @@ class RunCheckpoints:
     @property
     def best_step(self) -> int:
         """The step of the checkpoint of the best mean IoU; of the latest if none was evaluated."""
+        return best_step(self._mean_ious())
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and mean IoU of the checkpoint of the best mean IoU; None if none was evaluated."""
+        mean_ious = self._mean_ious()
+        mean_iou = mean_ious[best_step(mean_ious)] if mean_ious else None
+        return None if mean_iou is None else (best_step(mean_ious), mean_iou)
+
+    def _mean_ious(self) -> dict[int, float | None]:
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        return best_step({step: values["mean_iou"] if values else None for step, values in metrics.items()})
+        return {step: values["mean_iou"] if values else None for step, values in metrics.items()}
 
     def path_of(self, step: int) -> epath.Path:
         """The directory of a step's checkpoint."""

@@ -111,7 +111,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - config.train.ema_decay)
+            step_number = state.step.astype(jnp.float32)
+            decay = jnp.minimum(config.train.ema_decay, (1 + step_number) / (10 + step_number))
+            ema_params = optax.incremental_update(params, ema_params, 1 - decay)
         metrics = StepMetrics(
             loss=terms.total,
             class_loss=terms.class_loss.sum(),

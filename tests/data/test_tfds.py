@@ -103,11 +103,11 @@ def test_bad_file_stops_the_preparation(tmp_path):
 
 @pytest.mark.parametrize("space", [0, 1000, 30_000])
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, space):
-    root = write_folder(tmp_path / "small")
+    config = folder_config(write_folder(tmp_path / "small"))
     with limited_files(space), pytest.raises(WriteError, match=f"cannot write {tmp_path}/prepared/") as error:
-        prepare(folder_config(root), tmp_path / "prepared")
+        prepare(config, tmp_path / "prepared")
     assert "\n" not in str(error.value)
-    assert open_source(prepared_config(prepare(folder_config(root), tmp_path / "prepared")), "training")
+    assert open_source(prepared_config(prepare(config, tmp_path / "prepared")), "training")
 
 
 @pytest.mark.slow
