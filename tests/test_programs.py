@@ -1,6 +1,7 @@
 """The command lines of all programs: --help, --version, and mistakes, which end with one line and status 2."""
 
 import pytest
+from PIL import Image
 
 import fasseg_jax
 from tests.helpers.programs import run_all
@@ -46,3 +47,16 @@ def test_help_version_and_mistakes():
         assert message in errors and errors.count("\n") == 1, (command_line, errors)
         name = command_line[0].removesuffix(".py").rpartition(".")[2]
         assert errors.partition(": ")[0].removesuffix(".py") == name, (command_line, errors)
+
+
+def test_pictures_go_with_the_check(tmp_path):
+    data = ["--config=configs/shapes.py", "--config.data.shapes.training=12", "--config.data.shapes.validation=5"]
+    pictures = f"--pictures={tmp_path}"
+    (status, output, errors), mistake = run_all(
+        [["train.py", *data, "--check", pictures], ["train.py", *data, pictures]]
+    )
+    assert status == 0, errors
+    for split in ("training", "validation"):
+        assert f"{split}: samples with their labels are in {tmp_path}/{split}.png" in output
+        Image.open(tmp_path / f"{split}.png").verify()
+    assert mistake == [2, "", "train.py: --pictures goes with --check\n"]
