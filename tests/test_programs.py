@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import fasseg_jax
 from fasseg_jax.programs.commands import COMMANDS
@@ -82,3 +83,16 @@ def test_help_version_and_mistakes():
         assert message in errors and errors.count("\n") == 1, (command_line, errors)
         name = command_line[0] if command_line[0].endswith(".py") else command_line[0].rpartition(".")[2]
         assert errors.partition(": ")[0].removesuffix(".py") == name.removesuffix(".py"), (command_line, errors)
+
+
+def test_pictures_go_with_the_check(tmp_path):
+    data = ["--config=configs/shapes.py", "--config.data.shapes.training=12", "--config.data.shapes.validation=5"]
+    pictures = f"--pictures={tmp_path}"
+    (status, output, errors), mistake = run_all(
+        [["train.py", *data, "--check", pictures], ["train.py", *data, pictures]]
+    )
+    assert status == 0, errors
+    for split in ("training", "validation"):
+        assert f"{split}: samples with their labels are in {tmp_path}/{split}.png" in output
+        Image.open(tmp_path / f"{split}.png").verify()
+    assert mistake == [2, "", "train.py: --pictures goes with --check\n"]

@@ -33,13 +33,14 @@ Metrics = dict[str, dict[int, float]]  # name -> step -> value
 
 
 def write_curves(workdir: Path) -> None:
-    """Draw the curves of a run to WORKDIR/curves.png.
+    """Draw the curves of a run to WORKDIR/curves.png; they are empty if somebody removed its metrics.
 
     Raises:
       OSError: the metrics cannot be read.
       WriteError: the picture cannot be written.
     """
-    picture = draw_curves({workdir.name: read_metrics(workdir / METRICS_FILE)})
+    file = workdir / METRICS_FILE
+    picture = draw_curves({workdir.name: read_metrics(file) if file.exists() else {}})
     with write_atomically(workdir / PICTURE) as partial:
         picture.save(partial)
 

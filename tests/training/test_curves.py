@@ -79,6 +79,11 @@ def test_the_title_names_the_best_evaluation(monkeypatch):
     np.testing.assert_allclose(line.y, [20, 45.678, 40, math.nan])
 
 
+def test_a_training_goes_on_without_its_metrics(tmp_path):
+    write_curves(tmp_path)
+    np.testing.assert_array_equal(Image.open(tmp_path / "curves.png"), draw_curves({"a": {}}))
+
+
 def test_a_full_disk_is_named(tmp_path):
     write_lines(tmp_path, loss(1, 2))
     with limited_files(100), pytest.raises(WriteError, match=f"cannot write {tmp_path}/curves.png: File too large"):
