@@ -13,6 +13,7 @@ from fasseg_jax.models.fasseg import build_model
 ADE20K = [
     *("r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"),
     *("convnext_t", "convnext_s", "convnext_b", "convnext_l", "convnextv2_t", "convnextv2_b", "convnextv2_l"),
+    *("dinov2_s", "dinov2r_b", "dinov3_l"),
 ]
 
 
@@ -20,7 +21,7 @@ ADE20K = [
 def test_ade20k(name):
     config = load_config(f"configs/ade20k.py:{name}")
     build_model(config.model)
-    large = name.endswith(("_b", "_l"))
+    large = name.endswith(("_b", "_l")) and "dino" not in name
     side = 640 if large else 512
     assert config.augmentation.crop == (side, side)
     assert config.augmentation.short_sides[0] == side // 2 and config.augmentation.short_sides[-1] == 2 * side

@@ -87,8 +87,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "model.remat": SWITCH,
     "model.hidden_dim": _integer(32, 65_536, multiple=32),  # group norm has 32 groups
     "model.num_heads": _integer(1, 1_024),
-    "model.backbone.kind": _choice("convnext", "resnet", "swin"),
-    "model.backbone.blocks": STAGES,
+    "model.backbone.kind": _choice("convnext", "resnet", "swin", "vit"),
     "model.deformable_attention": _choice("auto", "gpu", "tpu", "gather"),
     "model.key_positions": _choice("conditional", "sine"),
     "model.pixel_decoder.num_layers": LAYERS,
@@ -151,19 +150,34 @@ FIELDS: dict[str, Rule | Sequence] = {
 # `config.model.backbone.kind` -> the fields of that kind.
 BACKBONES: dict[str, dict[str, Rule | Sequence]] = {
     "convnext": {
+        "model.backbone.blocks": STAGES,
         "model.backbone.width": CHANNELS,
         "model.backbone.version": _integer(1, 2),
         "model.backbone.drop_path": _number(0, 1, below=True),
     },
     "resnet": {
+        "model.backbone.blocks": STAGES,
         "model.backbone.width": CHANNELS,
         "model.backbone.norm": _choice("frozen_batch_norm", "batch_norm"),
     },
     "swin": {
+        "model.backbone.blocks": STAGES,
         "model.backbone.embed_dim": CHANNELS,
         "model.backbone.heads": Sequence(_integer(1, 1_024), "four numbers", 4),
         "model.backbone.window": _integer(1, 1_024),
         "model.backbone.mlp_ratio": _integer(1, 1_024),
+        "model.backbone.drop_path": _number(0, 1, below=True),
+    },
+    "vit": {
+        "model.backbone.version": _integer(2, 3),
+        "model.backbone.width": CHANNELS,
+        "model.backbone.depth": LAYERS,
+        "model.backbone.num_heads": _integer(1, 1_024),
+        "model.backbone.patch_size": _integer(14, 16, multiple=2),
+        "model.backbone.mlp_width": CHANNELS,
+        "model.backbone.gated": SWITCH,
+        "model.backbone.attention_bias": SWITCH,
+        "model.backbone.num_registers": _integer(0, 1_024),
         "model.backbone.drop_path": _number(0, 1, below=True),
     },
 }
@@ -178,6 +192,11 @@ DEPENDENCES = (
         ("model.backbone.heads", "model.backbone.embed_dim"),
         lambda heads, width: all((width << stage) % number == 0 for stage, number in enumerate(heads)),
         "the heads of stage i, from 0, must divide embed_dim times 2 to the power of i",
+    ),
+    Dependence(
+        ("model.backbone.num_heads", "model.backbone.width"),
+        lambda heads, width: width % (4 * heads) == 0,
+        "width must be a multiple of 4 channels for each head",
     ),
     Dependence(
         ("data.max_targets", "model.decoder.num_queries", "model.num_classes"),

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 __all__ = ["gradient_norm", "learning_rate_schedule", "make_optimizer", "parameter_groups"]
 
-# Module of the model -> its learning rate's group. config.optimizer.backbone_multiplier multiplies that of "backbone".
-RATE_GROUPS = {"backbone": "backbone", "pixel_decoder": "head", "decoder": "head"}
+# Module of the model -> its learning rate's group; a module inside goes before. config.optimizer.backbone_multiplier
+# multiplies that of "backbone". The pyramid of a ViT is no part of what was trained before.
+RATE_GROUPS = {"backbone": "backbone", "pixel_decoder": "head", "decoder": "head", "backbone/pyramid": "head"}
 
 # Name of a parameter -> whether AdamW decays it. Every parameter must match exactly one name: "norm/NAME" if it belongs
 # to a normalization layer, else NAME or MODULE/NAME.
@@ -25,6 +26,11 @@ WEIGHT_DECAY = {
     "norm/scale": False,
     "norm/bias": False,
     "gamma": False,  # layer scale
+    "qkv_kernel": True,  # of a ViT's attention, as in_proj_kernel
+    "qkv_bias": True,
+    "class_token": False,
+    "registers": False,
+    "position_table": False,
     "relative_position_bias": False,
     "query_feat": False,
     "query_embed": False,
@@ -38,7 +44,8 @@ BACKWARD_ORDER = (
     r"decoder/",
     r"pixel_decoder/(mask_features|output|lateral)",
     r"pixel_decoder/",
-    r"backbone/(stage|res)\d",
+    r"backbone/pyramid",
+    r"backbone/(stage|res|block)\d",
     r"backbone/",
 )
 
@@ -54,7 +61,8 @@ def parameter_groups(params: Any) -> Any:
     """
     groups, problems = {}, []
     for path in flatten_dict(params, sep="/"):
-        rate_group = RATE_GROUPS.get(path.split("/")[0])
+        modules = path.split("/")
+        rate_group = RATE_GROUPS.get("/".join(modules[:2])) or RATE_GROUPS.get(modules[0])
         rules = [rule for rule in _names_of(path) if rule in WEIGHT_DECAY]
         if rate_group is None or len(rules) != 1:
             problems.append(f"{path} ({' and '.join(rules) or 'no rule'})")

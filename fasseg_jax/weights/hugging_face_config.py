@@ -33,7 +33,10 @@ COUNTS = (
     *("hidden_dim", "feature_size", "mask_feature_size", "num_attention_heads", "encoder_layers", "dim_feedforward"),
     *("encoder_feedforward_dim", "decoder_layers", "num_queries", "num_labels"),
 )
-COUNTS_OF_BACKBONES = ("embedding_size", "embed_dim", "window_size")
+COUNTS_OF_BACKBONES = (
+    *("embedding_size", "embed_dim", "window_size"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+)
 COUNT_LISTS = ("hidden_sizes", "depths", "num_heads")
 MAX_COUNT = 65_535
 
@@ -139,7 +142,6 @@ def describe_model(config: ConfigDict, classes: ClassTable) -> dict[str, Any]:
             **backbone.fixed,
             "out_features": STAGES,
             "out_indices": [1, 2, 3, 4],
-            "depths": list(model.backbone.blocks),
             **backbone.describe(model.backbone),
         },
         **FIXED,
@@ -193,11 +195,16 @@ def _check_supported_by_transformers(model: ConfigDict) -> None:
         for (field, value), (_, needed) in zip(_switches(model), _switches(mask2former.model), strict=True)
         if value != needed
     ]
+    if not FOREIGN_BACKBONES[model.backbone.kind].hugging_face:
+        problems.append(f"\n  config.model.backbone.kind is {model.backbone.kind!r}; {NO_MASK2FORMER}")
     if problems:
         raise ValueError(
             f"transformers has only Mask2Former, not FASeg, and cannot compute this model:{''.join(problems)}\n"
             "Write it with the names of the official programs, as a .safetensors or .pth file."
         )
+
+
+NO_MASK2FORMER = "a Mask2Former of transformers with it is another network, without a feature pyramid"
 
 
 def _switches(model: ConfigDict) -> list[tuple[str, Any]]:
@@ -239,6 +246,9 @@ def _read_backbone(description: dict[str, Any], model: ConfigDict, problems: lis
         problems.append(f"backbone_config.model_type is {model_type!r}; supported are {supported}{named}")
         return
     backbone = FOREIGN_BACKBONES[kind]
+    if not backbone.hugging_face:
+        problems.append(f"backbone_config.model_type is {model_type!r}; {NO_MASK2FORMER}")
+        return
     check_fixed(fields, backbone.fixed, "backbone_config.", problems)
     if fields.get("out_features") != STAGES and fields.get("out_indices") != [1, 2, 3, 4]:
         problems.append(f"backbone_config.out_features is {fields.get('out_features')}; it must be {STAGES}")

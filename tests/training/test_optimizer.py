@@ -20,6 +20,8 @@ from fasseg_jax.training.optimizer import gradient_norm, learning_rate_schedule,
         pytest.param("configs/cityscapes.py:r101", marks=pytest.mark.slow),
         pytest.param("configs/ade20k.py:convnext_t", marks=pytest.mark.slow),
         pytest.param("configs/ade20k.py:convnextv2_t", marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:dinov2r_s", marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:dinov3_s", marks=pytest.mark.slow),
     ],
 )
 def test_every_parameter_has_one_group(path):
@@ -28,9 +30,10 @@ def test_every_parameter_has_one_group(path):
     groups = jax.tree_util.tree_leaves_with_path(parameter_groups(shapes["params"]))
     for path, group in groups:
         names = [key.key for key in path]
-        assert group.startswith("backbone") == (names[0] == "backbone")
+        assert group.startswith("backbone") == (names[0] == "backbone" and names[1] != "pyramid")
         norm = len(names) > 1 and "norm" in names[-2]
         table = names[-1] in ("relative_position_bias", "query_feat", "query_embed", "gamma")
+        table = table or names[-1] in ("class_token", "registers", "position_table")
         decoder_levels = names == ["decoder", "level_embed"]
         assert group.endswith("fixed") == (norm or table or decoder_levels), names
 
