@@ -239,7 +239,8 @@ def _read_backbone(description: dict[str, Any], model: ConfigDict, problems: lis
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     kind = kind_of(model_type)
     if not isinstance(fields, dict) or kind is None:
-        supported = ", ".join(map(repr, MODEL_TYPES))
+        known = [name for name in MODEL_TYPES if FOREIGN_BACKBONES[kind_of(name) or ""].hugging_face]
+        supported = ", ".join(map(repr, known))
         named = (
             f"; config.json names only a backbone, {description['backbone']!r}" if description.get("backbone") else ""
         )
