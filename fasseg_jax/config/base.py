@@ -180,7 +180,10 @@ def base_config() -> ConfigDict:
         {
             "learning_rate": 1e-4,  # at the first step; there is no warmup
             "poly_power": 0.9,  # the learning rate falls to 0 as (1 - step / steps) to this power
-            "backbone_multiplier": 0.1,  # the backbone's learning rate, as a multiple of the others'
+            # The backbone's learning rate, as a multiple of the others'. 0 freezes the backbone, which saves time and
+            # memory: it computes as in prediction, without drop path and with constant statistics of batch norm. The
+            # pyramid of a ViT is trained at the others' rate.
+            "backbone_multiplier": 0.1,
             "weight_decay": 0.05,  # AdamW's; norms, embeddings and tables of relative positions have none
             "betas": (0.9, 0.999),  # AdamW's decay rates of the first and second moments
             "eps": 1e-8,  # AdamW's; it matters, because clipped gradients are about as small

@@ -205,6 +205,12 @@ DEPENDENCES = (
         training=True,
     ),
     Dependence(
+        ("optimizer.backbone_multiplier", "train.init"),
+        lambda multiplier, init: multiplier > 0 or init != "",
+        "a frozen backbone needs start weights",
+        training=True,
+    ),
+    Dependence(
         ("train.accumulation", "train.batch_size"),
         lambda parts, batch: batch % parts == 0,
         "accumulation must divide the batch size",
@@ -258,7 +264,7 @@ def _check(fields: Mapping[str, Any], rules: Mapping[str, Rule | Sequence], trai
         if (dependence.training and not training) or not usable.issuperset(dependence.fields):
             continue
         if not dependence.holds(*(fields[name] for name in dependence.fields)):
-            named = " and ".join(f"config.{name} = {fields[name]}" for name in dependence.fields)
+            named = " and ".join(f"config.{name} = {fields[name]!r}" for name in dependence.fields)
             mistakes.append(f"{named}: {dependence.words}")
     if mistakes:
         more = f" (and {len(mistakes) - 3} more mistakes)" if len(mistakes) > 3 else ""

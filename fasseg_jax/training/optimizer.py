@@ -10,10 +10,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-__all__ = ["gradient_norm", "learning_rate_schedule", "make_optimizer", "parameter_groups"]
+__all__ = [
+    "gradient_norm",
+    "is_frozen",
+    "learning_rate_schedule",
+    "make_optimizer",
+    "merge",
+    "parameter_groups",
+    "split",
+]
 
 # Module of the model -> its learning rate's group; a module inside goes before. config.optimizer.backbone_multiplier
-# multiplies that of "backbone". The pyramid of a ViT is no part of what was trained before.
+# multiplies that of "backbone", and 0 freezes it. The pyramid of a ViT is no part of what was trained before.
 RATE_GROUPS = {"backbone": "backbone", "pixel_decoder": "head", "decoder": "head", "backbone/pyramid": "head"}
 
 # Name of a parameter -> whether AdamW decays it. Every parameter must match exactly one name: "norm/NAME" if it belongs
@@ -83,6 +91,30 @@ def _names_of(path: str) -> list[str]:
     return [f"norm/{name}"] if "norm" in module else [name, f"{module}/{name}"]
 
 
+def is_frozen(config: ConfigDict) -> bool:
+    """Whether the backbone is frozen: a `config.optimizer.backbone_multiplier` of 0."""
+    return config.optimizer.backbone_multiplier == 0
+
+
+def split(params: Any, config: ConfigDict) -> tuple[Any, Any]:
+    """The parameters that are trained, and those that are frozen: the group "backbone", if it is frozen."""
+    if not is_frozen(config):
+        return params, {}
+    flat, groups = (flatten_dict(tree, sep="/") for tree in (params, parameter_groups(params)))
+    trained, frozen = (
+        {path: leaf for path, leaf in flat.items() if groups[path].startswith("backbone") == wanted}
+        for wanted in (False, True)
+    )
+    return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def merge(trained: Any, frozen: Any) -> Any:
+    """The inverse of `split`."""
+    if not frozen:
+        return trained
+    return unflatten_dict(flatten_dict(trained, sep="/") | flatten_dict(frozen, sep="/"), sep="/")
+
+
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     """Polynomial decay without warm-up: the rate of step t = 0, 1, ... is base * (1 - t / steps) ** power."""
     return optax.polynomial_schedule(
@@ -125,9 +157,12 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
 
     Gradients are clipped to a global norm before Adam sees them. The recipe's 0.01 makes them about as small as Adam's
     epsilon, which therefore matters.
+
+    `init` takes all parameters. `update` takes those that are trained, of `split`, and their gradients; so frozen
+    parameters have no state, and no share in the norm that is clipped.
     """
     settings = config.optimizer
-    groups = parameter_groups(params)
+    groups = parameter_groups(split(params, config)[0])
     decayed = jax.tree.map(lambda group: not group.endswith("_fixed"), groups)
     multipliers = {
         "head": 1.0,
@@ -135,10 +170,11 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
         "backbone": settings.backbone_multiplier,
         "backbone_fixed": settings.backbone_multiplier,
     }
-    return optax.chain(
+    optimizer = optax.chain(
         _clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(*settings.betas, eps=settings.eps),
         optax.add_decayed_weights(settings.weight_decay, decayed),
         optax.multi_transform({group: optax.scale(value) for group, value in multipliers.items()}, groups),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
+    return optax.GradientTransformation(lambda params: optimizer.init(split(params, config)[0]), optimizer.update)
