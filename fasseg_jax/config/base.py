@@ -184,6 +184,8 @@ def base_config() -> ConfigDict:
             # memory: it computes as in prediction, without drop path and with constant statistics of batch norm. The
             # pyramid of a ViT is trained at the others' rate.
             "backbone_multiplier": 0.1,
+            # Layer-wise rate decay: a layer of the backbone has the learning rate of the next one times this. 1: none.
+            "layer_decay": 1.0,
             "weight_decay": 0.05,  # AdamW's; norms, embeddings and tables of relative positions have none
             "betas": (0.9, 0.999),  # AdamW's decay rates of the first and second moments
             "eps": 1e-8,  # AdamW's; it matters, because clipped gradients are about as small

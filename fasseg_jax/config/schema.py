@@ -112,6 +112,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "optimizer.learning_rate": _number(0, 100, above=True),
     "optimizer.poly_power": _number(0, 100),
     "optimizer.backbone_multiplier": WEIGHT,
+    "optimizer.layer_decay": _number(0, 1, above=True),
     "optimizer.weight_decay": _number(0, 100),
     "optimizer.betas": Sequence(_number(0, 1, below=True), "two numbers", 2),
     "optimizer.eps": _number(0, 1, above=True),

@@ -10,9 +10,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from fasseg_jax.models.fasseg import build_model
+
 __all__ = [
     "gradient_norm",
     "is_frozen",
+    "layer_scales",
     "learning_rate_schedule",
     "make_optimizer",
     "merge",
@@ -122,6 +125,24 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     )
 
 
+def layer_scales(config: ConfigDict, params: Any) -> Any:
+    """Layer-wise rate decay (BEiT; Bao et al., 2021, and later MAE and ConvNeXt): factors of the learning rates.
+
+    They are 1 for all that comes after the backbone's last layer, and `config.optimizer.layer_decay` times less for
+    each layer before it. The backbone says which layers it has (`Backbone.layers`).
+
+    Returns:
+      A tree of numbers like `params`.
+    """
+    layers = build_model(config.model).backbone.layers()
+    distance = {f"backbone/{name}": len(layers) - depth for depth, names in enumerate(layers) for name in names}
+
+    def scale(path):
+        return config.optimizer.layer_decay ** distance.get("/".join(path.split("/")[:2]), 0)
+
+    return unflatten_dict({path: scale(path) for path in flatten_dict(params, sep="/")}, sep="/")
+
+
 def gradient_norm(gradients: Any) -> Float[Array, ""]:
     """Euclidean norm of all gradients.
 
@@ -177,4 +198,13 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
         optax.multi_transform({group: optax.scale(value) for group, value in multipliers.items()}, groups),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
-    return optax.GradientTransformation(lambda params: optimizer.init(split(params, config)[0]), optimizer.update)
+    scales = layer_scales(config, groups)
+
+    def init(params):
+        return optimizer.init(split(params, config)[0])
+
+    def update(gradients, state, params=None):
+        updates, state = optimizer.update(gradients, state, params)
+        return jax.tree.map(jnp.multiply, updates, scales), state
+
+    return optax.GradientTransformation(init, update)

@@ -226,6 +226,11 @@ class ViT(Backbone):
         sizes = [(images.shape[1] // stride, images.shape[2] // stride) for stride in (4, 8, 16, 32)]
         return [self._resample(x, size) for x, size in zip(maps, sizes, strict=True)]
 
+    def layers(self) -> list[list[str]]:
+        """As BEiT and MAE number them: the embedding, then each block."""
+        embedding = ["patches", "class_token", "registers", "position_table"]
+        return [embedding, *([f"block{i}"] for i in range(self.depth))]
+
     def _patches(self, images):
         size = (self.patch_size, self.patch_size)
         bottom, right = (-length % self.patch_size for length in images.shape[1:3])
