@@ -28,6 +28,8 @@ def test_ade20k(name):
     assert len(config.augmentation.short_sides) == 16
     assert config.inference.short_side == side
     assert config.train.steps == 160_000 and config.train.batch_size == 16
+    rates = (config.optimizer.backbone_multiplier, config.optimizer.layer_decay)
+    assert rates == ((1.0, 0.8) if "dino" in name else (0.1, 1.0))
     baseline = name.startswith("mask2former")
     assert config.model.decoder.num_layers == (9 if baseline else 13)
     assert config.model.decoder.mask_threshold == (0.5 if baseline else 0.15)
