@@ -14,6 +14,7 @@ from tests.helpers import ROOT
 ADE20K = [
     *("r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"),
     *("convnext_t", "convnext_s", "convnext_b", "convnext_l", "convnextv2_t", "convnextv2_b", "convnextv2_l"),
+    *("dinov2_s", "dinov2r_b", "dinov3_l"),
 ]
 
 
@@ -21,13 +22,15 @@ ADE20K = [
 def test_ade20k(name):
     config = load_config(f"configs/ade20k.py:{name}")
     build_model(config.model)
-    large = name.endswith(("_b", "_l"))
+    large = name.endswith(("_b", "_l")) and "dino" not in name
     side = 640 if large else 512
     assert config.augmentation.crop == (side, side)
     assert config.augmentation.short_sides[0] == side // 2 and config.augmentation.short_sides[-1] == 2 * side
     assert len(config.augmentation.short_sides) == 16
     assert config.inference.short_side == side
     assert config.train.steps == 160_000 and config.train.batch_size == 16
+    rates = (config.optimizer.backbone_multiplier, config.optimizer.layer_decay)
+    assert rates == ((1.0, 0.8) if "dino" in name else (0.1, 1.0))
     baseline = name.startswith("mask2former")
     assert config.model.decoder.num_layers == (9 if baseline else 13)
     assert config.model.decoder.mask_threshold == (0.5 if baseline else 0.15)

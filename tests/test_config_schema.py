@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import ConfigError, base_config, check_config, convnext, flat_fields, load_config, swin
+from fasseg_jax.config import ConfigError, base_config, check_config, convnext, flat_fields, load_config, swin, vit
 from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.config.schema import BACKBONES, FIELDS
 from fasseg_jax.data.labels import LABEL_ORIENTATIONS
@@ -29,7 +29,7 @@ RECIPES = [
 MAY_BE_ZERO = {
     *("data.ignore_label", "data.num_threads", "data.prefetch"),
     *("loss.class_weight", "loss.mask_weight", "loss.dice_weight", "loss.no_object_weight", "loss.importance_ratio"),
-    *("model.decoder.mask_threshold", "model.backbone.drop_path"),
+    *("model.decoder.mask_threshold", "model.backbone.drop_path", "model.backbone.num_registers"),
     *("optimizer.warmup_steps", "train.patience", "data.repeat_below", "augmentation.balanced_crops"),
     *("loss.class_balance",),
     *("optimizer.poly_power", "optimizer.backbone_multiplier", "optimizer.weight_decay"),
@@ -46,7 +46,12 @@ def config_with(backbone: ConfigDict) -> ConfigDict:
     return config
 
 
-CONFIGS = {"resnet": base_config(), "swin": config_with(swin("t")), "convnext": config_with(convnext("t"))}
+CONFIGS = {
+    "resnet": base_config(),
+    "swin": config_with(swin("t")),
+    "convnext": config_with(convnext("t")),
+    "vit": config_with(vit("s")),
+}
 
 
 def wrong_values(name: str, default) -> list:

@@ -14,7 +14,7 @@ import yaml
 from flax.traverse_util import flatten_dict
 
 import fasseg_jax
-from fasseg_jax.config import base_config, convnext, resnet, swin
+from fasseg_jax.config import base_config, convnext, resnet, swin, vit
 from fasseg_jax.programs.commands import COMMANDS
 from tests.helpers import ROOT
 
@@ -40,7 +40,7 @@ def reference():
 # Configuration
 
 
-@pytest.mark.parametrize("function", [base_config, convnext, resnet, swin])
+@pytest.mark.parametrize("function", [base_config, convnext, resnet, swin, vit])
 def test_every_field_has_a_comment(reference, function):
     silent = [field.name for field in reference.fields_of(function) if not field.comment and not field.is_group]
     assert not silent, f"write a comment in fasseg_jax/config/base.py beside {', '.join(silent)}"

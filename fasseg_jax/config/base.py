@@ -7,7 +7,7 @@ accept `--config configs/NAME.py:VARIANT --config.model.dtype=bfloat16` and the 
 
 from ml_collections import ConfigDict
 
-__all__ = ["base_config", "convnext", "resnet", "swin", "use_mask2former"]
+__all__ = ["base_config", "convnext", "resnet", "swin", "use_mask2former", "vit"]
 
 
 def resnet(depth: int, norm: str = "frozen_batch_norm") -> ConfigDict:
@@ -15,7 +15,7 @@ def resnet(depth: int, norm: str = "frozen_batch_norm") -> ConfigDict:
     blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
     return ConfigDict(
         {
-            "kind": "resnet",  # of the backbone; the other kinds are "swin" and "convnext"
+            "kind": "resnet",  # of the backbone; the other kinds are "swin", "convnext" and "vit"
             "blocks": blocks[depth],  # number of bottleneck blocks in each of the four stages
             "width": 64,  # channels of the stem and of the 3x3 convolutions in the first stage
             # "frozen_batch_norm" (constant ImageNet statistics) or "batch_norm" (trained, over the global batch).
@@ -34,7 +34,7 @@ def swin(size: str) -> ConfigDict:
     }[size]
     return ConfigDict(
         {
-            "kind": "swin",  # of the backbone; the other kinds are "resnet" and "convnext"
+            "kind": "swin",  # of the backbone; the other kinds are "resnet", "convnext" and "vit"
             "embed_dim": embed_dim,  # channels of the first stage; each later stage doubles them
             "blocks": blocks,  # number of blocks in each of the four stages
             "heads": heads,  # attention heads in each stage
@@ -55,11 +55,45 @@ def convnext(size: str, version: int = 1) -> ConfigDict:
     }[size]
     return ConfigDict(
         {
-            "kind": "convnext",  # of the backbone; the other kinds are "resnet" and "swin"
+            "kind": "convnext",  # of the backbone; the other kinds are "resnet", "swin" and "vit"
             "blocks": blocks,  # number of blocks in each of the four stages
             "width": width,  # channels of the first stage; each later stage doubles them
             "version": version,  # 1, or 2 (ConvNeXt V2: a global response norm in place of the scale of channels)
             "drop_path": drop_path,  # of the last block; rises linearly from 0 at the first
+        }
+    )
+
+
+def vit(size: str, version: int = 2, registers: bool = False) -> ConfigDict:
+    """A plain Vision Transformer, of DINOv2 or DINOv3 (`version` 2 or 3).
+
+    Args:
+      size: "s", "b" or "l"; "g" of DINOv2; "s+", "h+" or "7b" of DINOv3.
+      version: 2 or 3.
+      registers: whether a DINOv2 has registers; a DINOv3 always has.
+    """
+    width, depth, num_heads, mlp_width, gated = {
+        "s": (384, 12, 6, 1536, False),
+        "b": (768, 12, 12, 3072, False),
+        "l": (1024, 24, 16, 4096, False),
+        "g": (1536, 40, 24, 4096, True),
+        "s+": (384, 12, 6, 1536, True),
+        "h+": (1280, 32, 20, 5120, True),
+        "7b": (4096, 40, 32, 8192, True),
+    }[size]
+    return ConfigDict(
+        {
+            "kind": "vit",  # of the backbone; the other kinds are "resnet", "swin" and "convnext"
+            "version": version,  # 2 (DINOv2: a table of positions) or 3 (DINOv3: rotary positions, keys without bias)
+            "width": width,  # channels of the tokens
+            "depth": depth,  # number of blocks
+            "num_heads": num_heads,  # attention heads
+            "patch_size": 14 if version == 2 else 16,  # side of a patch in pixels
+            "mlp_width": mlp_width,  # hidden channels of a block's MLP
+            "gated": gated,  # whether the MLP is SwiGLU in place of GELU
+            "attention_bias": size != "7b",  # whether queries, values and (in version 2) keys have a bias
+            "num_registers": 4 if registers or version == 3 else 0,  # number of register tokens
+            "drop_path": 0.0,  # of the last block; rises linearly from 0 at the first
         }
     )
 
@@ -109,7 +143,7 @@ def base_config() -> ConfigDict:
             "remat": False,  # rematerialize activations of backbone and decoder in training: less memory, more time
             "hidden_dim": 256,  # C, channels of the pixel decoder and the transformer decoder
             "num_heads": 8,  # M, heads of attention and of deformable attention
-            "backbone": resnet(50),  # made by `resnet`, `swin` or `convnext`
+            "backbone": resnet(50),  # made by `resnet`, `swin`, `convnext` or `vit`
             # How deformable attention samples: "gather" (for CPUs and others), "tpu" (matmuls), "gpu" (one kernel, for
             # NVIDIA GPUs from Ampere on), or "auto" for the fastest on the device.
             "deformable_attention": "auto",
@@ -159,7 +193,12 @@ def base_config() -> ConfigDict:
             "learning_rate": 1e-4,  # the highest: of the first step, unless there is a warm-up
             "warmup_steps": 0,  # in which the learning rate rises linearly to what the decay says; 0: none
             "poly_power": 0.9,  # the learning rate falls to 0 as (1 - step / steps) to this power
-            "backbone_multiplier": 0.1,  # the backbone's learning rate, as a multiple of the others'
+            # The backbone's learning rate, as a multiple of the others'. 0 freezes the backbone, which saves time and
+            # memory: it computes as in prediction, without drop path and with constant statistics of batch norm. The
+            # pyramid of a ViT is trained at the others' rate.
+            "backbone_multiplier": 0.1,
+            # Layer-wise rate decay: a layer of the backbone has the learning rate of the next one times this. 1: none.
+            "layer_decay": 1.0,
             "weight_decay": 0.05,  # AdamW's; norms, embeddings and tables of relative positions have none
             "betas": (0.9, 0.999),  # AdamW's decay rates of the first and second moments
             "eps": 1e-8,  # AdamW's; it matters, because clipped gradients are about as small

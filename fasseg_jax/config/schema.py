@@ -99,8 +99,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "model.remat": SWITCH,
     "model.hidden_dim": _integer(32, 65_536, multiple=32),  # group norm has 32 groups
     "model.num_heads": _integer(1, 1_024),
-    "model.backbone.kind": _choice("convnext", "resnet", "swin"),
-    "model.backbone.blocks": STAGES,
+    "model.backbone.kind": _choice("convnext", "resnet", "swin", "vit"),
     "model.deformable_attention": _choice("auto", "gpu", "tpu", "gather"),
     "model.key_positions": _choice("conditional", "sine"),
     "model.pixel_decoder.num_layers": LAYERS,
@@ -128,6 +127,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "optimizer.warmup_steps": _integer(0, 1_000_000_000),
     "optimizer.poly_power": _number(0, 100),
     "optimizer.backbone_multiplier": WEIGHT,
+    "optimizer.layer_decay": _number(0, 1, above=True),
     "optimizer.weight_decay": _number(0, 100),
     "optimizer.betas": Sequence(_number(0, 1, below=True), "two numbers", 2),
     "optimizer.eps": _number(0, 1, above=True),
@@ -171,19 +171,34 @@ FIELDS: dict[str, Rule | Sequence] = {
 # `config.model.backbone.kind` -> the fields of that kind.
 BACKBONES: dict[str, dict[str, Rule | Sequence]] = {
     "convnext": {
+        "model.backbone.blocks": STAGES,
         "model.backbone.width": CHANNELS,
         "model.backbone.version": _integer(1, 2),
         "model.backbone.drop_path": _number(0, 1, below=True),
     },
     "resnet": {
+        "model.backbone.blocks": STAGES,
         "model.backbone.width": CHANNELS,
         "model.backbone.norm": _choice("frozen_batch_norm", "batch_norm"),
     },
     "swin": {
+        "model.backbone.blocks": STAGES,
         "model.backbone.embed_dim": CHANNELS,
         "model.backbone.heads": Sequence(_integer(1, 1_024), "four numbers", 4),
         "model.backbone.window": _integer(1, 1_024),
         "model.backbone.mlp_ratio": _integer(1, 1_024),
+        "model.backbone.drop_path": _number(0, 1, below=True),
+    },
+    "vit": {
+        "model.backbone.version": _integer(2, 3),
+        "model.backbone.width": CHANNELS,
+        "model.backbone.depth": LAYERS,
+        "model.backbone.num_heads": _integer(1, 1_024),
+        "model.backbone.patch_size": _integer(14, 16, multiple=2),
+        "model.backbone.mlp_width": CHANNELS,
+        "model.backbone.gated": SWITCH,
+        "model.backbone.attention_bias": SWITCH,
+        "model.backbone.num_registers": _integer(0, 1_024),
         "model.backbone.drop_path": _number(0, 1, below=True),
     },
 }
@@ -200,6 +215,11 @@ DEPENDENCES = (
         "the heads of stage i, from 0, must divide embed_dim times 2 to the power of i",
     ),
     Dependence(
+        ("model.backbone.num_heads", "model.backbone.width"),
+        lambda heads, width: width % (4 * heads) == 0,
+        "width must be a multiple of 4 channels for each head",
+    ),
+    Dependence(
         ("data.max_targets", "model.decoder.num_queries", "model.num_classes"),
         lambda targets, queries, classes: min(targets, classes) <= queries,
         "each target needs a query, so max_targets or num_classes must be at most num_queries",
@@ -214,6 +234,12 @@ DEPENDENCES = (
         ("augmentation.quarter_turns", "augmentation.crop"),
         lambda turns, crop: not turns or crop[0] == crop[1],
         "quarter turns need a square crop",
+    ),
+    Dependence(
+        ("optimizer.backbone_multiplier", "train.init"),
+        lambda multiplier, init: multiplier > 0 or init != "",
+        "a frozen backbone needs start weights",
+        training=True,
     ),
     Dependence(
         ("train.accumulation", "train.batch_size"),
@@ -270,7 +296,7 @@ def _check(fields: Mapping[str, Any], rules: Mapping[str, Rule | Sequence], trai
         if (dependence.training and not training) or not usable.issuperset(dependence.fields):
             continue
         if not dependence.holds(*(fields[name] for name in dependence.fields)):
-            named = " and ".join(f"config.{name} = {fields[name]}" for name in dependence.fields)
+            named = " and ".join(f"config.{name} = {fields[name]!r}" for name in dependence.fields)
             mistakes.append(f"{named}: {dependence.words}")
     if mistakes:
         more = f" (and {len(mistakes) - 3} more mistakes)" if len(mistakes) > 3 else ""

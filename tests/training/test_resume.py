@@ -68,6 +68,12 @@ def test_other_data_need_the_flag(changes, line):
         raise ValueError(said)
 
 
+def test_a_run_cannot_freeze_its_backbone_midway():
+    with pytest.raises(ValueError, match=r"backbone_multiplier was 1.0, is 0.0: .*--config.train.init=CHECKPOINT"):
+        resumed(optimizer__backbone_multiplier=0.0)
+    assert resumed(optimizer__backbone_multiplier=0.5) == ["config.optimizer.backbone_multiplier was 1.0, is 0.5"]
+
+
 def test_fewer_steps_than_done_are_refused():
     with pytest.raises(ValueError, match="config.train.steps = 4, but this run has done 5"):
         resumed(train__steps=4)

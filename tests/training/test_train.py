@@ -133,6 +133,23 @@ def test_killed_runs_resume_bit_for_bit(undisturbed, seconds, tmp_path, request)
     assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
+def test_a_frozen_backbone_is_resumed(undisturbed, tmp_path):
+    """On two devices that share parameters and state. The backbone stays that of the start weights."""
+    fields = {"train__steps": 4, "train__checkpoint_every": 2, "optimizer__backbone_multiplier": 0.0}
+    process = train(tmp_path / "run", status=2, **fields)
+    assert "config.train.init = '': a frozen backbone needs start weights" in process.stderr
+    fields |= {"train__init": undisturbed / "checkpoints" / "12", "train__ema_decay": 0.5}
+    train(tmp_path / "run", devices=2, train__shard_parameters=True, **fields)
+    shutil.move(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
+    train(tmp_path / "run", devices=2, train__shard_parameters=True, **fields)
+    assert_same_variables(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
+    before, after = (load_checkpoint(path).variables["params"] for path in (fields["train__init"], tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, after["backbone"], before["backbone"])
+    assert not np.array_equal(*(tree["decoder"]["class_embed"]["kernel"] for tree in (before, after)))
+    process = train(tmp_path / "run", status=2, **{**fields, "optimizer__backbone_multiplier": 0.1})
+    assert "cannot freeze its backbone midway" in process.stderr
+
+
 def test_a_folder_takes_one_training_and_sigterm_saves_it(undisturbed, tmp_path):
     """A second training ends with one line and leaves the first alone; SIGTERM saves that, and it says so."""
     fields = {**RUN, "train__checkpoint_every": 100}

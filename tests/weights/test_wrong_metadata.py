@@ -126,7 +126,7 @@ def test_a_run_with_damaged_metrics(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["convnext", "resnet", "swin"])
+@pytest.mark.parametrize("kind", ["convnext", "resnet", "swin", "vit"])
 def test_weights_that_are_not_of_the_configuration(kind):
     config = tiny_config(kind)
     shapes = jax.eval_shape(lambda: initial_variables(build_model(config.model), 0))
