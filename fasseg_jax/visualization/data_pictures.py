@@ -40,6 +40,8 @@ def write_data_pictures(config: ConfigDict, reports: list[SplitReport], folder: 
     for report in reports:
         try:
             source = find_source(config.data, report.split)
+            if not len(source):
+                raise DataError(source.problems[0] if source.problems else "the split has no photos")
             if report.split == "training":
                 size = tuple(config.augmentation.crop)
                 title = f"Training as the network gets it, in crops of {size[1]} x {size[0]} pixels"

@@ -77,7 +77,7 @@ def test_samples_that_cannot_be_read_are_left_out(tmp_path):
     config = folder_config(root)
     for number in range(4):
         (root / f"images/training/{number}.jpg").write_bytes(b"?")
-    (root / "images/validation").rename(root / "images/val")
+    (root / "annotations/validation").rename(root / "annotations/elsewhere")
     lines, sheets = write_pictures(config, tmp_path / "pictures")
     assert sheets.keys() == {"training"}
     assert lines[0] == f"training: samples with their labels are in {tmp_path}/pictures/training.png"
