@@ -180,7 +180,7 @@ def base_config() -> ConfigDict:
             "no_object_weight": 0.1,  # of unmatched queries in the class cross-entropy; matched ones have 1
             # Weight of each class in the class cross-entropy, K numbers. (): from `class_balance`, else all 1.
             "class_weights": (),
-            # Weigh a class by its share of the training photos to the power of -class_balance, 1 on average; 0: not.
+            # Weigh a class by its share of the training pixels to the power of -class_balance, 1 on average; 0: not.
             "class_balance": 0.0,
             "num_points": 12544,  # P, number of points at which a mask is compared with its target
             "oversample_ratio": 3.0,  # candidates for the points of the loss, as a multiple of P

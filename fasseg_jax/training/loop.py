@@ -37,7 +37,7 @@ __all__ = ["train"]
 
 PROFILED_STEPS = range(10, 15)  # of this run; by then everything is compiled
 PATIENCE = 300  # seconds, in which a checkpoint that is being written can be finished
-CLASSES_FILE = "classes_of_photos.npz"  # in WORKDIR: what the scan for rare classes found
+CLASSES_FILE = "class_pixels.npz"  # in WORKDIR: what the scan for rare classes found
 OF_A_HOST = ("data.num_threads", "data.prefetch", "data.root")  # fields in which hosts may differ
 
 

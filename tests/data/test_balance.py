@@ -9,44 +9,44 @@ from fasseg_jax.data import DataError, TrainingBatches, open_source
 from fasseg_jax.data.balance import (
     balance_classes,
     class_weights,
-    classes_of_photos,
+    count_classes,
     epoch_with_repeats,
     repeat_factors,
 )
 from tests.helpers.data_cases import folder_config, shapes_config, write_folder, write_image
 
 # Five photos and four classes: in all, in two, in one, in none.
-PRESENT = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+PIXELS = np.array([[90, 0, 0, 0], [50, 10, 0, 0], [20, 7, 3, 0], [60, 0, 0, 0], [0, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("threshold", [0.001, 0.5, 1.0])
 def test_repeat_factors_are_those_of_lvis(threshold):
     expected = []
-    for photo in PRESENT:
+    for photo in PIXELS:
         factors = [1.0]
         for class_id in range(4):
-            share = sum(other[class_id] for other in PRESENT) / 5
+            share = sum(other[class_id] > 0 for other in PIXELS) / 5
             if photo[class_id]:
                 factors.append(max(1.0, math.sqrt(threshold / share)))
         expected.append(max(factors))
-    np.testing.assert_allclose(repeat_factors(PRESENT, threshold), expected, rtol=1e-12)
+    np.testing.assert_allclose(repeat_factors(PIXELS, threshold), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("power", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("power", [0.25, 0.5, 0.6])
 def test_class_weights_fall_with_the_share_and_have_a_mean_of_one_over_targets(power):
-    weights = np.array(class_weights(PRESENT, power))
-    counts = [4, 2, 1]
-    np.testing.assert_allclose(weights[:3] / weights[0], [(4 / count) ** power for count in counts], rtol=1e-5)
-    targets = [class_id for photo in PRESENT for class_id in range(4) if photo[class_id]]
+    weights = np.array(class_weights(PIXELS, power))
+    totals = [220, 17, 3]
+    np.testing.assert_allclose(weights[:3] / weights[0], [(220 / total) ** power for total in totals], rtol=1e-5)
+    targets = [class_id for photo in PIXELS for class_id in range(4) if photo[class_id]]
     np.testing.assert_allclose(np.mean([weights[class_id] for class_id in targets]), 1, rtol=1e-5)
     assert weights[3] == 1
 
 
 def test_a_single_photo_does_not_outweigh_all():
-    present = np.zeros((10_000, 2), bool)
-    present[:, 0], present[0, 1] = True, True
-    assert class_weights(present, 1.0)[1] == 10
-    assert class_weights(np.zeros((3, 2), bool), 1.0) == (1.0, 1.0)
+    pixels = np.zeros((10_000, 2), int)
+    pixels[:, 0], pixels[0, 1] = 100, 1
+    assert class_weights(pixels, 1.0)[1] == 10
+    assert class_weights(np.zeros((3, 2), int), 1.0) == (1.0, 1.0)
 
 
 def test_an_epoch_visits_photos_as_often_as_their_factors_say():
@@ -97,19 +97,19 @@ def root(tmp_path):
     return root
 
 
-EXPECTED = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]], bool)
+EXPECTED = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0]])
 
 
 def test_the_scan_is_remembered_until_a_file_changes(root, tmp_path, monkeypatch):
     config = folder_config(root)
     source, cache = open_source(config, "training"), tmp_path / "run" / "classes.npz"
-    np.testing.assert_array_equal(classes_of_photos(source, config.data, cache), EXPECTED)
+    np.testing.assert_array_equal(count_classes(source, config.data, cache), EXPECTED)
     with monkeypatch.context() as patched:
         patched.setattr(type(source), "__getitem__", lambda *_: pytest.fail("a sample is read again"))
-        np.testing.assert_array_equal(classes_of_photos(source, config.data, cache), EXPECTED)
+        np.testing.assert_array_equal(count_classes(source, config.data, cache), EXPECTED)
     write_image(root / "annotations/training/0.png", np.full((8, 9), 2, np.uint8))
-    changed = classes_of_photos(source, config.data, cache)
-    np.testing.assert_array_equal(changed[0], [False, False, True])
+    changed = count_classes(source, config.data, cache)
+    np.testing.assert_array_equal(changed[0], [0, 0, 72])
     np.testing.assert_array_equal(changed[1:], EXPECTED[1:])
 
 
@@ -118,16 +118,16 @@ def test_a_damaged_file_is_written_again(root, tmp_path, content):
     config = folder_config(root)
     source, cache = open_source(config, "training"), tmp_path / "classes.npz"
     cache.write_bytes(content)
-    np.testing.assert_array_equal(classes_of_photos(source, config.data, cache), EXPECTED)
+    np.testing.assert_array_equal(count_classes(source, config.data, cache), EXPECTED)
     with np.load(cache) as file:
-        np.testing.assert_array_equal(file["present"], EXPECTED)
+        np.testing.assert_array_equal(file["pixels"], EXPECTED)
 
 
 def test_a_sample_that_cannot_be_read_is_named(root):
     config = folder_config(root)
     (root / "annotations/training/3.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"training/3\.png"):
-        classes_of_photos(open_source(config, "training"), config.data)
+        count_classes(open_source(config, "training"), config.data)
 
 
 def test_only_what_is_asked_for_is_computed(root, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from fasseg_jax.data import open_source
-from fasseg_jax.data.balance import class_weights, classes_of_photos
+from fasseg_jax.data.balance import class_weights, count_classes
 from fasseg_jax.training.early_stopping import EarlyStopping
 from fasseg_jax.weights.checkpoint import load_checkpoint
 from tests.helpers.training_runs import metrics, train
@@ -54,10 +54,10 @@ def test_a_run_ends_early_and_its_checkpoint_says_what_balanced_it(tmp_path):
     assert ("Ended early: in 2 evaluations" in process.stdout) == (expected is not None)
 
     config = load_checkpoint(tmp_path).config
-    present = classes_of_photos(open_source(config, "training"), config.data)
-    assert config.loss.class_weights == class_weights(present, 0.5)
-    with np.load(tmp_path / "classes_of_photos.npz") as file:
-        np.testing.assert_array_equal(file["present"], present)
+    pixels = count_classes(open_source(config, "training"), config.data)
+    assert config.loss.class_weights == class_weights(pixels, 0.5)
+    with np.load(tmp_path / "class_pixels.npz") as file:
+        np.testing.assert_array_equal(file["pixels"], pixels)
 
     again = train(tmp_path, **fields)  # trains no further
     assert "Changed" not in again.stdout and f"Resuming after step {expected or 12} of 12" in again.stdout
