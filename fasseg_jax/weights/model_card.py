@@ -40,10 +40,10 @@ pixels = processor(photo, size=size, size_divisor=1, return_tensors="pt")["pixel
 pixels = pad(pixels, (0, -width % 32, 0, -height % 32))
 with torch.no_grad():
     outputs = model(pixel_values=pixels)
-masks = interpolate(outputs.masks_queries_logits, size=pixels.shape[-2:], mode="bilinear")
-masks = interpolate(masks[..., :height, :width], size=photo.size[::-1], mode="bilinear")
-scores = outputs.class_queries_logits.softmax(-1)[..., :-1]
-labels = torch.einsum("bqc,bqhw->bchw", scores, masks.sigmoid())[0].argmax(0)
+masks = interpolate(outputs.masks_queries_logits, size=pixels.shape[-2:], mode="bilinear").sigmoid()
+classes = outputs.class_queries_logits.softmax(-1)[..., :-1]
+scores = torch.einsum("bqc,bqhw->bchw", classes, masks)[..., :height, :width]
+labels = interpolate(scores, size=photo.size[::-1], mode="bilinear")[0].argmax(0)
 """
 
 
@@ -160,9 +160,9 @@ segmenter = Segmenter.from_pretrained("{reference}")
 
 ### With transformers
 
-`pipeline("image-segmentation", model="{name}")` works, but gives slightly other labels than fasseg_jax: transformers
-stretches photos to multiples of 32 pixels, and compares classes on a grid of 384 x 384 points. This code gives the same
-labels:
+`pipeline("image-segmentation", model="{name}")` and `post_process_semantic_segmentation` work, but give other labels on
+some pixels: transformers stretches photos to multiples of 32 pixels, where fasseg_jax pads them, and compares classes
+on a grid of 384 x 384 points. No setting of the folder changes that. This code gives the labels of fasseg_jax:
 
 ```python
 name = "{name}"

@@ -52,7 +52,7 @@ def test_the_segmenter_gives_all_that_is_shown():
 
 
 def test_lines_of_the_documentation():
-    """Pillow's here; supervision and xarray are run where they are installed."""
+    """Only Pillow's are run; the other libraries are not among the requirements of the tests."""
     page = (ROOT / "docs/predicting.md").read_text("utf-8")
     code = re.search(r"```python\n(# Pillow.*?)```", page, re.S)[1]
     parts = {part.partition("\n")[0].split(",")[0]: part.partition("\n")[2] for part in code.split("# ")[1:]}
