@@ -11,9 +11,9 @@ backbone, from which a training can start. A folder of Hugging Face's transforme
 holds a backbone, or a Mask2Former. The latter's config.json has the architecture; it also has the classes and the test
 size, unless --config gives them.
 
-Weights can be fetched: hf://OWNER/NAME[@REVISION][/FILE] from the Hugging Face Hub (pip install "fasseg_jax[hub]"), or
-https://HOST/FILE, whose checksum is compared if #sha256=CHECKSUM follows. A download that was cut goes on where it
-stopped.
+Weights can be fetched: hf://OWNER/NAME from the Hugging Face Hub, also with @REVISION and /FILE after it (pip install
+"fasseg_jax[hub]"), or https://HOST/FILE, whose checksum is compared if #sha256=CHECKSUM follows. A download that was cut
+goes on where it stopped.
 
 A checkpoint becomes a .safetensors or .pth file of the official programs or, with --hugging_face, a folder of
 transformers, which has only Mask2Former. No code in a weight file is ever executed. Exit status: 0; 1 if the weights
