@@ -12,8 +12,8 @@ holds a backbone, or a Mask2Former. The latter's config.json has the architectur
 size, unless --config gives them.
 
 Weights can be fetched: hf://OWNER/NAME from the Hugging Face Hub, also with @REVISION and /FILE after it (pip install
-"fasseg_jax[hub]"), or https://HOST/FILE, whose checksum is compared if #sha256=CHECKSUM follows. A download that was cut
-goes on where it stopped.
+"fasseg_jax[hub]"), or https://HOST/FILE, whose checksum is compared if #sha256=CHECKSUM follows. A download that was
+cut goes on where it stopped.
 
 A checkpoint becomes a .safetensors or .pth file of the official programs or, with --hugging_face, a folder of
 transformers, which has only Mask2Former. No code in a weight file is ever executed. Exit status: 0; 1 if the weights
