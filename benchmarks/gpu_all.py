@@ -3,9 +3,11 @@
     pip install -e ".[cuda13,benchmarks]"
     python benchmarks/gpu_all.py --output gpu
 
-All programs compile at once, each in a process of its own. Then the processes of a group take turns on the GPU, round
-after round, while the others wait. It prints tables, and writes `results.json` after each group, the compiled programs,
-and a list of the kernels of each. What fails or does not compile in time is named and left out. A try on a CPU:
+Each program has a process of its own. At most `--jobs` compile at once, in the order of the groups: a training step
+keeps 16 cores busy for a minute or two. Then the processes of a group take turns on the GPU, round after round, while
+the others wait. With JAX_COMPILATION_CACHE_DIR a second call on the same kind of GPU compiles nothing. It prints
+tables, and writes `results.json` after each group, the compiled programs, and a list of the kernels of each. What fails
+or does not compile in time is named and left out. A try on a CPU:
 
     python benchmarks/gpu_all.py --output try --size 64 --batches 1 --training_batch 2 --subjects "R50|eager" \
         --mask2former configs/shapes.py --faseg configs/shapes.py --compile_limit_s 300 --limit_s 600
@@ -13,11 +15,11 @@ and a list of the kernels of each. What fails or does not compile in time is nam
 
 import argparse
 import collections
+import concurrent.futures
 import dataclasses
 import gzip
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import statistics
@@ -34,8 +36,19 @@ from rich.table import Table  # noqa: E402
 
 
 def groups(batches: list[int], training_batch: int, mask2former: str, faseg: str) -> dict[str, list[Subject]]:
-    """The subjects that take turns."""
+    """The subjects that take turns; training steps first, because they compile longest."""
     found = {}
+    training = {"work": "training", "batch": training_batch}
+    found[f"training step, batch {training_batch}, bfloat16"] = [
+        Subject("Mask2Former Swin-T, here", mask2former, **training),
+        Subject("Mask2Former Swin-T, here, gathers", mask2former, method="gather", **training),
+        Subject("FASeg R50, here", faseg, **training),
+        Subject("transformers, eager", "transformers", **training),
+    ]
+    found[f"training step, batch {training_batch}, float32"] = [
+        Subject("Mask2Former Swin-T, here", mask2former, dtype="float32", **training),
+        Subject("transformers, eager", "transformers", dtype="float32", **training),
+    ]
     for batch in batches:
         forward = {"work": "forward", "batch": batch}
         own = [
@@ -52,17 +65,6 @@ def groups(batches: list[int], training_batch: int, mask2former: str, faseg: str
     found[f"forward pass, batch {batches[-1]}, float32"] = [
         Subject("Mask2Former Swin-T, here", mask2former, **largest),
         Subject("transformers, eager", "transformers", **largest),
-    ]
-    training = {"work": "training", "batch": training_batch}
-    found[f"training step, batch {training_batch}, bfloat16"] = [
-        Subject("Mask2Former Swin-T, here", mask2former, **training),
-        Subject("Mask2Former Swin-T, here, gathers", mask2former, method="gather", **training),
-        Subject("FASeg R50, here", faseg, **training),
-        Subject("transformers, eager", "transformers", **training),
-    ]
-    found[f"training step, batch {training_batch}, float32"] = [
-        Subject("Mask2Former Swin-T, here", mask2former, dtype="float32", **training),
-        Subject("transformers, eager", "transformers", dtype="float32", **training),
     ]
     return found
 
@@ -186,20 +188,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="regular expression of groups to measure")
     parser.add_argument("--subjects", default="", help="regular expression of subjects to measure")
-    parser.add_argument("--compile_limit_s", type=float, default=150, help="seconds until the measuring begins")
-    parser.add_argument("--limit_s", type=float, default=300, help="seconds in all")
+    parser.add_argument("--jobs", type=int, default=4, help="programs that compile at once")
+    parser.add_argument("--compile_limit_s", type=float, default=360, help="seconds until the measuring begins")
+    parser.add_argument("--limit_s", type=float, default=540, help="seconds in all")
     args = parser.parse_args()
     begin = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
     found = groups([int(batch) for batch in args.batches.split(",")], args.training_batch, args.mask2former, args.faseg)
-    workers = {
-        group: [Worker(group, subject, args.size) for subject in subjects if re.search(args.subjects, subject.name)]
+    found = {
+        group: [subject for subject in subjects if re.search(args.subjects, subject.name)]
         for group, subjects in found.items()
         if re.search(args.only, group)
     }
+
+    def compiled(group: str, subject: Subject) -> Worker:
+        worker = Worker(group, subject, args.size)
+        facts = worker.receive(begin + args.compile_limit_s - time.monotonic())
+        worker.result |= facts or {}
+        outcome = worker.result.get("failure", "compiled")
+        print(f"{time.monotonic() - begin:.0f} s: {group}, {subject.name}: {outcome}", flush=True)
+        return worker
+
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        pending = {group: [pool.submit(compiled, group, own) for own in subjects] for group, subjects in found.items()}
+        workers = {group: [future.result() for future in futures] for group, futures in pending.items()}
     everyone = [worker for own in workers.values() for worker in own]
-    for worker in everyone:
-        worker.result |= worker.receive(begin + args.compile_limit_s - time.monotonic()) or {}
     print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
 
     title = f"{args.size}x{args.size}"

@@ -24,7 +24,7 @@ class Subject:
       recipe: FILE:VARIANT of this package, or "transformers" for its Mask2Former with Swin-T.
       work: "forward" or "training".
       batch: images at once.
-      dtype: of the computation; "float32" leaves matmuls to the tensor cores (TF32), as both frameworks can.
+      dtype: of the computation; in "float32" our matmuls have full precision, theirs that of tensor cores (TF32).
       method: of deformable attention, ours only.
       frozen: whether the backbone is; ours only.
       compiled: whether `torch.compile` compiles the network; theirs only.
@@ -75,12 +75,11 @@ def num_targets(size: int, num_classes: int) -> int:
 
 
 def random_like(shapes):
-    """Arrays like `shapes`, small and random: zeros can run faster than data."""
+    """Arrays like `shapes`, small and random: zeros can run faster than data. Nothing is compiled for them."""
     import jax
-    import jax.numpy as jnp
 
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: jnp.asarray(0.05 * rng.standard_normal(s.shape), s.dtype), shapes)
+    return jax.tree.map(lambda s: (0.05 * rng.standard_normal(s.shape)).astype(s.dtype), shapes)
 
 
 def our_forward(subject: Subject, size: int) -> Program:
@@ -100,8 +99,8 @@ def our_forward(subject: Subject, size: int) -> Program:
     seconds = time.perf_counter() - begin
 
     def start():
-        data = jnp.asarray(np.random.default_rng(1).standard_normal(image_shape), jnp.float32)
-        variables = random_like(shapes)
+        data = jax.device_put(np.random.default_rng(1).standard_normal(image_shape).astype(np.float32))
+        variables = jax.device_put(random_like(shapes))
         return lambda: forward(variables, data), jax.block_until_ready
 
     flop = 2 * sum(count_multiply_adds(jax.make_jaxpr(model.apply)(shapes, images).jaxpr).values())
@@ -128,12 +127,16 @@ def our_training(subject: Subject, size: int) -> Program:
 
     def start():
         model = build_model(config.model)
-        shapes = jax.eval_shape(lambda: initial_variables(model, 0))
-        variables = random_like(shapes)  # a fresh initialization would be one more program to compile
-        if "batch_stats" in variables:
-            variables["batch_stats"] = jax.tree.map(lambda x: abs(x) + 1, variables["batch_stats"])
+        variables = random_like(jax.eval_shape(lambda: initial_variables(model, 0)))
         optimizer = make_optimizer(config, variables["params"])
-        states = [TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)]
+        state = jax.eval_shape(lambda v: TrainState.create(v, optimizer, ema=config.train.ema_decay > 0), variables)
+        state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), state)
+        state = state.replace(
+            params=variables["params"],
+            batch_stats=jax.tree.map(lambda x: abs(x) + 1, state.batch_stats),
+            ema_params=state.ema_params and variables["params"],
+        )
+        states = [jax.device_put(state)]
         targets, num_classes = num_targets(size, config.model.num_classes), config.model.num_classes
         images, labels, classes = example_batch(size, subject.batch, targets, num_classes)
         padding = np.full((subject.batch, config.data.max_targets - classes.shape[1]), -1, np.int32)
@@ -170,7 +173,7 @@ def their_program(subject: Subject, size: int) -> Program:
     from train_step import NUM_CLASSES, example_batch, their_batch, their_model
 
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")  # TF32
+    torch.set_float32_matmul_precision("high")  # TF32, theirs at its best
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, training = getattr(torch, subject.dtype), subject.work == "training"
     model = their_model(NUM_CLASSES).to(device).train(training)
