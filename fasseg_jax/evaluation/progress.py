@@ -20,7 +20,8 @@ from fasseg_jax.data import DataError, Source
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
 from fasseg_jax.runtime.distributed import all_gather_objects
-from fasseg_jax.runtime.files import Path, RecordFile, write_atomically
+from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.record_file import RecordFile
 
 __all__ = ["EvaluationProgress", "OtherEvaluationError", "describe_evaluation"]
 

@@ -16,7 +16,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
-from fasseg_jax.runtime.files import Path, RecordFile
+from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.record_file import RecordFile
 
 __all__ = ["MetricLog", "StepClock"]
 
