@@ -106,10 +106,12 @@ class BucketPath(PosixGPath):
                 yield self / name.rstrip("/").rpartition("/")[2]
 
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
-        if "/" in pattern or "**" in pattern:
-            raise NotImplementedError(f"{pattern}: a pattern of one name is needed")
-        if self.is_dir():
-            yield from (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+        name, _, rest = pattern.partition("/")
+        if "**" in name:
+            raise NotImplementedError(f"{pattern}: it would list all that is in the bucket")
+        found = [path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, name)] if self.is_dir() else []
+        for path in found:
+            yield from path.glob(rest) if rest else [path]
 
     def files(self) -> list["BucketPath"]:
         """All objects below this folder, sorted; without those that stand for empty folders."""
@@ -159,7 +161,11 @@ class BucketPath(PosixGPath):
         keys = self._keys()
         if not keys and not missing_ok:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
-        self.storage.delete_objects(keys)
+        # What lies in the folder itself goes first: Orbax's mark of a complete checkpoint. So what is left of a folder
+        # whose removal was interrupted is not taken for a complete one.
+        inner = {key for key in keys if "/" in key.removeprefix(f"{self.key}/")}
+        self.storage.delete_objects([key for key in keys if key not in inner])
+        self.storage.delete_objects(inner)
 
     def _keys(self) -> list[str]:
         """The objects below this folder, also that which stands for the folder itself."""

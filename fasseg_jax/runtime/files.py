@@ -21,10 +21,12 @@ from fasseg_jax.runtime.buckets import SCHEME, BucketPath, file_system
 __all__ = [
     "Path",
     "WriteError",
+    "copy_file",
     "file_state",
     "in_bucket",
     "list_files",
     "local_copy",
+    "local_folder",
     "make_path",
     "named_write_errors",
     "remove_folder",
@@ -214,6 +216,36 @@ def local_copy(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fasseg-") as folder:
         path.download(copy := Path(folder, path.name))
         yield copy
+
+
+def copy_file(file: Path, target: Path) -> None:
+    """Copy a local file; the copy appears under its name only when it is complete.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
+    with write_atomically(target) as partial:
+        shutil.copyfile(file, partial)
+
+
+@contextlib.contextmanager
+def local_folder(path: Path) -> Iterator[Path]:
+    """Give a folder as one of the local file system, for libraries that write nowhere else.
+
+    Args:
+      path: the folder. For one in a bucket, the files of a temporary folder are uploaded at the end of the block.
+
+    Raises:
+      WriteError: a file cannot be uploaded.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="fasseg-") as temporary:
+        yield Path(temporary)
+        for file in list_files(Path(temporary)):
+            target = path / file.relative_to(temporary).as_posix()
+            copy_file(file, target)
 
 
 def remove_folder(path: Path) -> None:

@@ -164,6 +164,15 @@ def test_list_files(emulator, bucket_folder):
         list_files(folder / "absent")
 
 
+def test_glob(emulator, bucket_folder):
+    folder = make_path(bucket_folder)
+    for name in ("a1/x_1", "a1/x_2", "a1/y", "a[2]/x_3", "b/x_4", "x_5"):
+        put(emulator, f"{folder}/{name}", b"")
+    for pattern, names in {"x_*": ["x_5"], "a*/x_*": ["a1/x_1", "a1/x_2", "a[2]/x_3"], "c/*": [], "a1": ["a1"]}.items():
+        assert [path.relative_to(folder).as_posix() for path in folder.glob(pattern)] == names
+    assert not list((folder / "absent").glob("*"))
+
+
 def test_a_folder_that_a_program_made_is_empty(emulator, bucket_folder):
     put(emulator, f"{bucket_folder}/empty/", b"")
     folder = make_path(f"{bucket_folder}/empty")
