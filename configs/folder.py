@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import base_config
 from fasseg_jax.data.sources.folder import folder_classes
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import make_path
 
 
 def get_config(folder: str = "") -> ConfigDict:
@@ -28,5 +28,5 @@ def get_config(folder: str = "") -> ConfigDict:
     config.data.root = folder
     config.data.dataset = ""  # the folder's own classes
     config.data.reduce_zero_label = False
-    config.model.num_classes = len(folder_classes(Path(folder).expanduser()))
+    config.model.num_classes = len(folder_classes(make_path(folder).expanduser()))
     return config

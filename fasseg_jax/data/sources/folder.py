@@ -26,7 +26,7 @@ from fasseg_jax.data.labels import (
     map_labels,
 )
 from fasseg_jax.data.samples import Sample
-from fasseg_jax.runtime.files import Path, require_regular_file
+from fasseg_jax.runtime.files import Path, file_state, make_path, require_regular_file
 
 __all__ = [
     "FolderSource",
@@ -148,7 +148,7 @@ def data_root(data: ConfigDict) -> Path:
     """The folder `config.data.root`; a `DataError` if it is empty."""
     if not data.root:
         raise DataError("config.data.root is empty: set --config.data.root=FOLDER, the folder of the data")
-    return Path(data.root).expanduser()
+    return make_path(data.root).expanduser()
 
 
 def folder_classes(root: Path) -> ClassTable:
@@ -229,10 +229,9 @@ def pair_files(photos: NamedFiles, label_maps: NamedFiles) -> Pairing:
 def file_version(path: Path) -> str:
     """Size in bytes and time of the last change in ns, which tell a file from later ones of the same name."""
     try:
-        status = path.stat()
+        return file_state(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _read(path: Path) -> bytes:
