@@ -15,8 +15,6 @@ Exit status: 0 done; 1 images were skipped, the network's output is not finite, 
 usage, checkpoint or data; 75 interrupted, and the same command resumes.
 """
 
-from pathlib import Path
-
 from absl import app, flags, logging
 
 from fasseg_jax.config import config_flags
@@ -25,7 +23,7 @@ from fasseg_jax.evaluation.run import EvaluationOptions, prepare_evaluation, run
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import announce
 from fasseg_jax.runtime.devices import choose_devices, join_hosts
-from fasseg_jax.runtime.files import WriteError
+from fasseg_jax.runtime.files import WriteError, make_path
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Data and inference; --config.NAME=VALUE overrides a field.")
@@ -81,7 +79,7 @@ def read_options(argv: list[str]) -> EvaluationOptions:
         raise ValueError("--multi_scale and --sliding_window are two ways to predict an image; give one")
     if SUBMISSION.value and not SAVE_PREDICTIONS.value:
         raise ValueError("--submission changes how predictions are written: add --save_predictions")
-    if OUTPUT.value and Path(OUTPUT.value).exists() and not Path(OUTPUT.value).is_dir():
+    if OUTPUT.value and make_path(OUTPUT.value).exists() and not make_path(OUTPUT.value).is_dir():
         raise ValueError(f"--output {OUTPUT.value} is a file; give a folder")
     return EvaluationOptions(
         checkpoint=CHECKPOINT.value,

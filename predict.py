@@ -36,7 +36,7 @@ from fasseg_jax.inference.video import CAMERA, VideoError, is_video
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_device
-from fasseg_jax.runtime.files import Path, WriteError, require_regular_file
+from fasseg_jax.runtime.files import WriteError, make_path, require_regular_file
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
@@ -128,13 +128,13 @@ def read_options(argv: list[str]) -> PredictionOptions:
         if SCORES.value or EXPLAIN.value:
             raise ValueError("--scores and --explain are for photos, not for videos")
         if not INPUT.value.startswith(CAMERA):
-            require_regular_file(Path(INPUT.value))
-            if not Path(INPUT.value).is_file():
+            require_regular_file(make_path(INPUT.value))
+            if not make_path(INPUT.value).is_file():
                 raise ValueError(f"--input {INPUT.value}: there is no such file")
-    if Path(OUTPUT.value).exists() and not Path(OUTPUT.value).is_dir():
+    if make_path(OUTPUT.value).exists() and not make_path(OUTPUT.value).is_dir():
         raise ValueError(f"--output {OUTPUT.value} is a file; give a folder")
     return PredictionOptions(
-        output=Path(OUTPUT.value),
+        output=make_path(OUTPUT.value),
         input=INPUT.value,
         checkpoint=CHECKPOINT.value,
         untrained=CONFIG.value,

@@ -10,8 +10,6 @@ WORKDIR gets checkpoints/STEP (predict.py can use each), metrics.jsonl, tensorbo
 Exit status: 0 done; 1 stopped by an error; 2 wrong usage or data; 75 interrupted and saved: the same command resumes.
 """
 
-from pathlib import Path
-
 from absl import app, flags, logging
 
 from fasseg_jax.config import check_config, config_flags
@@ -20,7 +18,7 @@ from fasseg_jax.data.check import check_data, print_reports
 from fasseg_jax.runtime.command_line import end_within, parse_flags, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.devices import join_hosts
-from fasseg_jax.runtime.files import WriteError
+from fasseg_jax.runtime.files import WriteError, make_path
 from fasseg_jax.training.checkpoints import CheckpointError
 from fasseg_jax.training.loop import train
 from fasseg_jax.training.train_step import NotFiniteError
@@ -51,7 +49,7 @@ def main(argv: list[str]) -> int:
             raise ValueError("--workdir is needed: the folder of the run")
         join_hosts()
         enable_compilation_cache()
-        return train(config, Path(WORKDIR.value), PROFILE.value, CHANGED_DATA.value)
+        return train(config, make_path(WORKDIR.value), PROFILE.value, CHANGED_DATA.value)
     except (NotFiniteError, CheckpointError, WriteError) as error:
         status = print_error(error, status=1)
     except (ValueError, OSError) as error:

@@ -18,7 +18,7 @@ from fasseg_jax.runtime.agreement import fail_together, package_versions, requir
 from fasseg_jax.runtime.command_line import end_within
 from fasseg_jax.runtime.compilation import paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
-from fasseg_jax.runtime.files import Path, named_write_errors
+from fasseg_jax.runtime.files import Path, local_folder, make_path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.training.checkpoints import RunCheckpoints
@@ -63,6 +63,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     # Data
     with fail_together():
         check_batch_size(config, mesh.size)
+        for name in (config.data.root, config.train.init):
+            make_path(name)  # what no program can read is refused before anything is made
         with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
@@ -115,11 +117,12 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     clock = StepClock(config.train.batch_size)
     compiled = previous = None
     stop = False
+    recording = contextlib.ExitStack()
     # Also after an error, what is being written is finished, if that does not take too long.
-    with lock, contextlib.closing(log), contextlib.closing(checkpoints), limited_end():
+    with lock, contextlib.closing(log), contextlib.closing(checkpoints), limited_end(), recording:
         for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
             if profile:
-                record_profile(step - first_step, workdir)
+                record_profile(step - first_step, workdir, recording)
             images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
             if compiled is None:
                 compiled = compile_step(train_step, state, images, targets, log)
@@ -136,6 +139,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
                 log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
                 log.progress(step, f"loss {values['loss']:.3f}")
             if due.save:
+                log.flush()  # a run that is resumed from here has logged all before
                 checkpoints.save(step, state, evaluator(state, step) if due.evaluate else None)
                 clock.restart()
             if stop:
@@ -215,9 +219,10 @@ def compile_step(
     return compiled
 
 
-def record_profile(step: int, workdir: Path) -> None:
-    """Record the `PROFILED_STEPS` of this run, of which `step` is about to begin."""
+def record_profile(step: int, workdir: Path, recording: contextlib.ExitStack) -> None:
+    """Record the `PROFILED_STEPS` of this run, of which `step` is about to begin; `recording` is open meanwhile."""
     if step == PROFILED_STEPS.start:
-        jax.profiler.start_trace(str(workdir / "profile"))
+        jax.profiler.start_trace(str(recording.enter_context(local_folder(workdir / "profile"))))
     if step == PROFILED_STEPS.stop:
         jax.profiler.stop_trace()
+        recording.close()

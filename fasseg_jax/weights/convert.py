@@ -4,11 +4,11 @@ import logging
 import time
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from fasseg_jax.data import data_classes
 from fasseg_jax.data.classes import ClassTable, check_num_classes
+from fasseg_jax.runtime.files import make_path
 from fasseg_jax.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fasseg_jax.weights.fitting import remove_prefix
 from fasseg_jax.weights.hugging_face import (
@@ -58,7 +58,7 @@ def convert(
     """
     begin = time.perf_counter()
     from_hugging_face = is_hugging_face_folder(weights)
-    from_checkpoint = not from_hugging_face and epath.Path(weights).is_dir()
+    from_checkpoint = not from_hugging_face and make_path(weights).is_dir()
     if from_checkpoint and (config is not None or new_class_head):
         raise ValueError(f"{weights}: a checkpoint needs no options; leave out --config and --new_class_head")
     if hugging_face and not from_checkpoint:
