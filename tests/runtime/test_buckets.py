@@ -1,13 +1,8 @@
 """Paths in buckets, with an emulator of Google Cloud Storage."""
 
-import json
 import os
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 
 import numpy as np
 import pytest
@@ -28,26 +23,7 @@ from fasseg_jax.runtime.files import (
 )
 from fasseg_jax.runtime.record_file import RecordFile, list_record_files, read_records
 from tests.helpers import ROOT
-
-
-def put(emulator, path: str, content: bytes) -> None:
-    """Write an object by plain HTTP, as another program would."""
-    bucket, _, name = path.removeprefix("gs://").partition("/")
-    query = urllib.parse.urlencode({"uploadType": "media", "name": name})
-    request = urllib.request.Request(f"{emulator.url}/upload/storage/v1/b/{bucket}/o?{query}", content)
-    urllib.request.urlopen(request, timeout=10).close()
-
-
-def get(emulator, path: str) -> bytes | None:
-    """Read an object by plain HTTP; None if there is none."""
-    bucket, _, name = path.removeprefix("gs://").partition("/")
-    url = f"{emulator.url}/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}?alt=media"
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return answer.read()
-    except urllib.error.HTTPError as error:
-        assert error.code == 404
-        return None
+from tests.helpers.bucket import get, put
 
 
 @pytest.mark.parametrize("name", ["s3://b/x", "http://host/x", "hdfs://host/x", "abfs://c/x", "az://c/x", "file:///x"])
@@ -253,65 +229,6 @@ def test_nothing_is_appended(emulator, bucket_folder):
     with pytest.raises(OSError, match="nothing can be appended"):
         path.open("a")
     assert get(emulator, str(path)) == b"old"
-
-
-def test_a_bucket_that_is_absent(emulator):
-    path = make_path("gs://absent-bucket/run/file")
-    assert not path.exists() and not path.is_dir()
-    with pytest.raises(FileNotFoundError, match="there is no bucket absent-bucket"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        pytest.raises(WriteError, match=f"cannot write {path}: there is no such bucket"),
-        write_atomically(path) as file,
-    ):
-        file.write_text("x")
-    with pytest.raises(WriteError, match="there is no bucket absent-bucket; correct the name"):
-        RecordFile(path)
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "words"),
-    [
-        (
-            403,
-            "x@y does not have storage.objects.create access",
-            "access is refused .*storage.objects.create.* ask for",
-        ),
-        (401, "Anonymous caller does not have access", "access is refused .*Anonymous.* log in with `gcloud auth"),
-        (400, "This name is not allowed", "the storage refuses .*This name is not allowed"),
-    ],
-)
-def test_refusals_are_one_line(emulator, bucket_folder, monkeypatch, status, message, words):
-    """The emulator has no permissions; its answers are replaced."""
-    from gcsfs import core
-
-    def refuse(_, content, path, args=None):
-        return validate(status, json.dumps({"error": {"code": status, "message": message}}), path, args)
-
-    validate = core.validate_response
-    monkeypatch.setattr(core, "validate_response", refuse)
-    path = make_path(bucket_folder) / "file"
-    for attempt in (path.exists, path.is_dir, path.read_bytes, lambda: list_files(path), path.unlink, path.mkdir):
-        with pytest.raises(OSError, match=words) as error:
-            attempt()
-        assert "\n" not in str(error.value)
-    with pytest.raises(WriteError, match=f"cannot write {path}: {words}") as error, write_atomically(path) as file:
-        file.write_text("x")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.slow
-def test_a_server_that_is_gone_ends_in_bounded_time(tmp_path):
-    program = (
-        "from fasseg_jax.runtime.files import make_path, write_atomically\n"
-        "with write_atomically(make_path('gs://tests/file')) as file: file.write_text('x')"
-    )
-    environment = {**os.environ, "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"}
-    begin = time.monotonic()
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert time.monotonic() - begin < 60
-    last = run.stderr.splitlines()[-1]
-    assert "WriteError: cannot write gs://tests/file: the storage does not answer" in last, run.stderr
 
 
 def test_bucket_paths_reach_the_libraries(emulator, bucket_folder):
