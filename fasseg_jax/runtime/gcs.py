@@ -137,7 +137,7 @@ def os_error(error: BaseException, name: str) -> OSError:
         return PermissionError(errno.EACCES, f"access is refused ({text.rpartition('/o')[2] or text}); {ROLE}", name)
     if isinstance(error, aiohttp.ClientError | asyncio.TimeoutError | requests.RequestException):
         reason = f"the storage does not answer ({text or type(error).__name__}); is the network there?"
-        return TimeoutError(errno.ETIMEDOUT, reason, name)
+        return OSError(errno.EHOSTUNREACH, reason, name)  # fsspec would replace a `TimeoutError` by one without words
     if isinstance(error, OSError) and error.errno:
         return OSError(error.errno, error.strerror or text, name)
     return OSError(errno.EIO, f"the storage refuses ({text or type(error).__name__})", name)
