@@ -168,26 +168,3 @@ def test_what_cannot_be_used_is_one_line(emulator, tmp_path, line, message):
     ((status, output, errors),) = run_all([line], environment(**emulator.environment))
     assert status in (1, 2) and message in errors, output + errors
     assert len(error_lines(errors)) == 1 and not list(tmp_path.iterdir())
-
-
-def test_a_server_that_goes_away_while_a_training_runs(emulator, tmp_path):
-    from tests.helpers.bucket import Emulator
-
-    other = Emulator()
-    line = command("gs://tests/run", train__steps=100000, train__checkpoint_every=3)
-    process = subprocess.Popen(
-        line,
-        cwd=ROOT,
-        env=environment(**other.environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for text in process.stdout:
-        if text.startswith("step 4"):
-            other.stop()
-            break
-    process.stdout.read()
-    assert process.wait(timeout=400) == 1
-    lines = [text for text in error_lines(process.stderr.read()) if text.startswith("train.py")]
-    assert len(lines) == 1 and "gs://tests/run" in lines[0], lines
