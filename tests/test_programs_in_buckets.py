@@ -155,7 +155,7 @@ def assert_same(ours, theirs):
         ),
         (["train.py", "--workdir", "WORK", "--config.train.init=hdfs://x/y"], "hdfs://x/y: only local paths"),
         (["eval.py", "--checkpoint", "gs://tests/absent"], "gs://tests/absent: no such checkpoint"),
-        (["eval.py", "--checkpoint", "https://x/y"], "https://x/y: only local paths"),
+        (["eval.py", "--checkpoint", "hdfs://x/y"], "hdfs://x/y: only local paths"),
         (["predict.py", "--checkpoint", "gs://tests/absent", "--input", "gs://tests/none", "--output", "WORK"], "none"),
         (["predict.py", "--checkpoint", "x", "--input", "x", "--output", "abfs://x/y"], "abfs://x/y: only local paths"),
         (["convert.py", "--weights", "gs://tests/absent.pth", "--output", "WORK"], "gs://tests/absent.pth"),

@@ -10,10 +10,10 @@ ADE20K, Cityscapes and folders with their own classes.txt are all prepared in th
 gs://BUCKET/FOLDER, from which any number of machines can train.
 """
 
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 
-import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -25,6 +25,14 @@ from fasseg_jax.data.sources.folder import FolderSource
 from fasseg_jax.data.sources.registry import open_source
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.files import Path, copy_file, in_bucket, list_files, make_path, named_write_errors
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError:
+    MISSING = 'preparing data needs tensorflow-datasets: pip install "fasseg_jax[tfds]"'
+    if __name__ == "__main__":
+        sys.exit(print_error(MISSING, status=1))
+    raise ImportError(MISSING) from None
 
 __all__ = ["SegmentationBuilder", "prepare"]
 

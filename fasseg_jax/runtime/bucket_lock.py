@@ -23,7 +23,7 @@ __all__ = ["REFUSED", "lock_object"]
 
 BEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds without one, after which the holder is taken for dead
-REFUSED = "trains in this folder; stop it first, or name another folder"
+REFUSED = "this folder; stop it first, or name another folder"
 
 
 class ObjectLock:
@@ -76,7 +76,7 @@ class ObjectLock:
         self.close()
 
 
-def lock_object(path: BucketPath, holder: str) -> ObjectLock:
+def lock_object(path: BucketPath, holder: str, what: str) -> ObjectLock:
     """Lock an object for this process.
 
     If another process holds it, this waits until that one gives a sign of life, `BEAT` seconds, or is taken for dead,
@@ -85,6 +85,7 @@ def lock_object(path: BucketPath, holder: str) -> ObjectLock:
     Args:
       path: the object.
       holder: this process, in words.
+      what: says what the other process does with the folder.
 
     Raises:
       ValueError: another process holds the lock; the message says which.
@@ -97,7 +98,7 @@ def lock_object(path: BucketPath, holder: str) -> ObjectLock:
         found = _read(path)
         current = found[1] if found else "0"
         if found and announced and current != generation:
-            raise ValueError(f"{path.parent}: {_words(found[0])} {REFUSED}")
+            raise ValueError(f"{path.parent}: {_words(found[0])} {what} {REFUSED}")
         if not announced or current != generation:
             generation, since = current, time.monotonic()
         if found is None or _is_dead(found[0]) or time.monotonic() - since >= STALE:

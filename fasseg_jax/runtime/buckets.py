@@ -101,17 +101,26 @@ class BucketPath(PosixGPath):
         self.storage.mkdir(self.key)
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        for name in self.storage.ls(self.key, detail=False):
-            if name.rstrip("/") != self.key:  # an object of that name, which some programs make for an empty folder
-                yield self / name.rstrip("/").rpartition("/")[2]
+        return (path for path, _ in self._entries())
+
+    def _entries(self) -> Iterator[tuple["BucketPath", bool]]:
+        """What lies in this folder, each with whether it is a folder; one request for thousands of objects."""
+        for entry in self.storage.ls(self.key, detail=True):
+            key = entry["name"].rstrip("/")
+            if key != self.key:  # an object of that name, which some programs make for an empty folder
+                yield self / key.rpartition("/")[2], entry["type"] == "directory"
 
     def glob(self, pattern: str) -> Iterator["BucketPath"]:
-        name, _, rest = pattern.partition("/")
+        name, only_folders, rest = pattern.partition("/")
         if "**" in name:
             raise NotImplementedError(f"{pattern}: it would list all that is in the bucket")
-        found = [path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, name)] if self.is_dir() else []
-        for path in found:
-            yield from path.glob(rest) if rest else [path]
+        try:
+            entries = list(self._entries())
+        except FileNotFoundError:
+            return
+        for path, is_folder in entries:
+            if fnmatch.fnmatchcase(path.name, name) and (is_folder or not only_folders):
+                yield from path.glob(rest) if rest else [path]
 
     def files(self) -> list["BucketPath"]:
         """All objects below this folder, sorted; without those that stand for empty folders."""

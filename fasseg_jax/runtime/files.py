@@ -202,10 +202,10 @@ def _raise(error: OSError) -> NoReturn:
 
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """Give a file as one of the local file system, for libraries that open nothing else.
+    """Give a file or folder as one of the local file system, for libraries that open nothing else.
 
     Args:
-      path: the file. An object is downloaded to a temporary file, which the block's end removes.
+      path: the file or folder. Objects are downloaded to a temporary folder, which the block's end removes.
 
     Raises:
       OSError: it cannot be downloaded.
@@ -214,7 +214,11 @@ def local_copy(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="fasseg-") as folder:
-        path.download(copy := Path(folder, path.name))
+        copy = Path(folder, path.name)
+        for file in path.files() if path.is_dir() else [path]:
+            part = copy / file.relative_to(path).as_posix()
+            part.parent.mkdir(parents=True, exist_ok=True)
+            file.download(part)
         yield copy
 
 

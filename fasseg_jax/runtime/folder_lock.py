@@ -1,4 +1,4 @@
-"""A lock on the folder of a run, so that two trainings do not write to the same one."""
+"""A lock on a folder, so that two trainings or imports do not write to the same one."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from fasseg_jax.runtime.files import Path
 __all__ = ["lock_folder"]
 
 
-def lock_folder(folder: Path, name: str = ".lock") -> contextlib.AbstractContextManager[Any]:
+def lock_folder(folder: Path, name: str = ".lock", what: str = "trains in") -> contextlib.AbstractContextManager[Any]:
     """Lock a folder for this process.
 
     The operating system holds the lock, so that it ends with the process, however that ends. In a bucket the lock is an
@@ -23,6 +23,7 @@ def lock_folder(folder: Path, name: str = ".lock") -> contextlib.AbstractContext
     Args:
       folder: must exist.
       name: of the file in it that is locked; a host of several that share the folder has its own.
+      what: says what the other process does with the folder.
 
     Returns:
       The lock; the end of a `with` block ends it.
@@ -32,7 +33,7 @@ def lock_folder(folder: Path, name: str = ".lock") -> contextlib.AbstractContext
       OSError: the file cannot be made.
     """
     if isinstance(folder, BucketPath):
-        return lock_object(folder / name, who())
+        return lock_object(folder / name, who(), what)
     file = (folder / name).open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -40,7 +41,7 @@ def lock_folder(folder: Path, name: str = ".lock") -> contextlib.AbstractContext
         file.seek(0)
         holder = file.read(200).strip() or "another process"
         file.close()
-        raise ValueError(f"{folder}: {holder} {REFUSED}") from None
+        raise ValueError(f"{folder}: {holder} {what} {REFUSED}") from None
     except OSError:
         return file  # this file system has no locks
     file.truncate(0)

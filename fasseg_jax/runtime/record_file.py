@@ -7,7 +7,7 @@ import os
 from fasseg_jax.runtime.buckets import BucketPath, ObjectRecords, record_name
 from fasseg_jax.runtime.files import Path, named_write_errors
 
-__all__ = ["RecordFile", "list_record_files", "read_records"]
+__all__ = ["RecordFile", "has_records", "list_record_files", "read_records"]
 
 
 class RecordFile:
@@ -88,6 +88,11 @@ def read_records(path: Path) -> bytes:
     if isinstance(path, BucketPath):
         return b"".join(part.read_bytes() for part in ObjectRecords.parts(path))
     return path.read_bytes() if path.exists() else b""
+
+
+def has_records(path: Path) -> bool:
+    """Whether there is a `RecordFile` of this name."""
+    return bool(ObjectRecords.parts(path)) if isinstance(path, BucketPath) else path.exists()
 
 
 def list_record_files(folder: Path, pattern: str) -> list[Path]:
