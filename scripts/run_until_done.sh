@@ -36,6 +36,7 @@ trap pass_on TERM INT
 for ((started = 0; ; started++)); do
   "$@" &
   child=$!
+  ! $stopped || pass_on # the signal came before the process had a number
   wait "$child"
   status=$?
   while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
@@ -53,6 +54,7 @@ for ((started = 0; ; started++)); do
   echo "run_until_done.sh: status $status; restart $((started + 1)) of $restarts in $wait_seconds s" >&2
   sleep "$wait_seconds" &
   child=$!
+  ! $stopped || pass_on
   wait "$child" # a sleep in the background, so that signals end it
   child=
   if $stopped; then

@@ -31,10 +31,11 @@ MAY_BE_ZERO = {
     *("loss.class_weight", "loss.mask_weight", "loss.dice_weight", "loss.no_object_weight", "loss.importance_ratio"),
     *("model.decoder.mask_threshold", "model.backbone.drop_path", "model.backbone.num_registers"),
     *("optimizer.warmup_steps", "train.patience", "data.repeat_below", "augmentation.balanced_crops"),
-    *("loss.class_balance",),
+    *("loss.class_balance", "data.validation_share"),
     *("optimizer.poly_power", "optimizer.backbone_multiplier", "optimizer.weight_decay"),
     *("train.seed", "train.ema_decay", "inference.sliding.overlap", "inference.sliding.short_side"),
 }
+FREE_TEXTS = {"data.root", "data.dataset", "data.group", "train.init"}
 MAY_BE_EMPTY = ("inference.sliding.window", "loss.class_weights")
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 WRONG_KINDS = (None, {}, {"a": 1}, [], (), b"x", object())
@@ -78,7 +79,7 @@ def wrong_values(name: str, default) -> list:
             *fraction,
         ]
     if isinstance(default, str):
-        wrong_choice = [] if name in ("data.root", "data.dataset", "train.init") else ["", "nothing", default.upper()]
+        wrong_choice = [] if name in FREE_TEXTS else ["", "nothing", default.upper()]
         return [*WRONG_KINDS, 0, 1, 1.5, True, ("folder",), *NO_NUMBERS, *wrong_choice]
     example = default or (512, 512)
     elements = [None, "1", "x", True, -1, 10**30, (1, 2), *NO_NUMBERS, *([] if name == "optimizer.betas" else [0, 1.5])]
@@ -146,7 +147,7 @@ TEXTS = (
 @pytest.mark.parametrize("recipe", ["configs/ade20k.py:r50", "configs/ade20k.py:swin_t"])
 def test_every_override_with_a_wrong_text_is_refused(recipe, monkeypatch):
     accepted, unnamed = [], []
-    for name in flat_fields(load_config(recipe)).keys() - {"data.root", "data.dataset", "train.init"}:
+    for name in flat_fields(load_config(recipe)).keys() - FREE_TEXTS:
         if recipe.endswith("swin_t") and not name.startswith("model.backbone."):
             continue
         for text in TEXTS:
@@ -179,6 +180,8 @@ def test_every_override_with_a_wrong_text_is_refused(recipe, monkeypatch):
             "config.data.max_targets = 101 and config.model.decoder.num_queries = 100 and",
         ),
         ({"model.decoder.hrca_omega": 0}, "config.model.decoder.hrca_omega is 0; it must be an integer from 1"),
+        ({"data.group": ""}, "config.data.group = '': it must be auto, none or a regular expression"),
+        ({"data.group": "["}, r"config.data.group = '\[': it must be auto, none or a regular expression"),
         ({"augmentation.crop": (512, 500)}, r"config.augmentation.crop is \(512, 500\).*multiple of 32"),
         (
             {"augmentation.quarter_turns": True, "augmentation.crop": (512, 544)},

@@ -64,7 +64,7 @@ def _is_pattern(text: str) -> bool:
         re.compile(text)
     except (re.error, RecursionError, OverflowError):
         return False
-    return True
+    return bool(text)  # the empty expression would put all photos into one group
 
 
 SIZE_DIVISOR = 32  # the network's largest stride

@@ -57,7 +57,7 @@ def split_photos(layout: Layout, rules: SplitRules) -> Splits:
     list may stand for both. Otherwise, and for training photos if nothing is for validation, `divide` decides.
 
     Raises:
-      LayoutError: no photo is for training, or a folder of validation photos is empty.
+      LayoutError: no photo is for training or validation, or a folder of validation photos is empty.
       DataError: a list cannot be read.
     """
     problems = list(layout.problems)
@@ -80,7 +80,7 @@ def split_photos(layout: Layout, rules: SplitRules) -> Splits:
                 raise LayoutError(f"{layout.root}: {' and '.join(map(str, lists.values()))} leave no {split} photos")
     else:
         by_split["training"] = by_split.pop(None, [])
-    if not by_split["training"] and "training" not in named:
+    if not by_split["training"] and not named & {*SPLITS}:
         raise LayoutError(f"{layout.root} holds no training photos with label maps")
     if by_split["training"] and not by_split["validation"] and "validation" not in named:
         _refuse_empty_folder(layout.root)

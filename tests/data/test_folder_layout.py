@@ -195,7 +195,6 @@ def test_two_folders_may_be_meant(tmp_path):
             "masks/of {}.png",
             "no label map has the name of a photo; for example .*a0x.jpg and .*of a0",
         ),
-        ("images/val/{}.jpg", "masks/val/{}.png", "holds no training photos"),
     ],
 )
 def test_nothing_fits(tmp_path, photo, label, message):
@@ -204,6 +203,14 @@ def test_nothing_fits(tmp_path, photo, label, message):
         split_photos(find_layout(tmp_path), SplitRules())
     with pytest.raises(LayoutError, match="there is no folder"):
         find_layout(tmp_path / "absent")
+
+
+def test_validation_photos_are_enough_to_evaluate(tmp_path):
+    write_pairs(tmp_path, "images/val/{}.jpg", "masks/val/{}.png")
+    config = load_config(f"configs/folder.py:{tmp_path}")
+    assert len(open_source(config, "validation")) == 12
+    with pytest.raises(LayoutError, match="holds no training photos with label maps"):
+        open_source(config, "training")
 
 
 def test_photos_beside_the_folders_of_splits(tmp_path):

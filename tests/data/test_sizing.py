@@ -22,9 +22,9 @@ def root(tmp_path):
 def write_photos(root, number: int, size: tuple[int, int], largest_id: int = 2):
     root.mkdir()
     (root / "classes.txt").write_text(CLASSES)
-    for index in range(number):
-        write_image(root / f"images/training/{index:03}.jpg", np.zeros((*size, 3), np.uint8))
-        write_image(root / f"annotations/training/{index:03}.png", np.full(size, largest_id, np.uint8))
+    for name in ["validation/000", *(f"training/{index:03}" for index in range(number))]:
+        write_image(root / f"images/{name}.jpg", np.zeros((*size, 3), np.uint8))
+        write_image(root / f"annotations/{name}.png", np.full(size, largest_id, np.uint8))
     return root
 
 

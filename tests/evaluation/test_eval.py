@@ -342,7 +342,7 @@ def test_mistakes_end_with_one_line(folder, tmp_path):
         ([*good, f"--checkpoint={tmp_path / 'notes.txt'}"], 2, "not a checkpoint directory"),
         ([*good, f"--checkpoint={tmp_path / 'backbone'}"], 2, "holds only a backbone"),
         ([*good, f"--checkpoint={tmp_path / 'ade'}"], 2, "class 0 is 'wall' in the checkpoint and 'road' in the data"),
-        ([*good, "--config.data.root=absent"], 2, "there is no folder absent/images/validation"),
+        ([*good, "--config.data.root=absent"], 2, "there is no folder absent; check config.data.root"),
         ([*good, "--config.inference.mode=best"], 2, "config.inference.mode"),
         ([*good, f"--checkpoint={tmp_path / 'nan'}", "--restart"], 1, "not finite"),
     ]

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable, DataError
-from fasseg_jax.data.folder_layout import find_layout
+from fasseg_jax.data.folder_layout import LayoutError, find_layout
 from fasseg_jax.data.folder_splits import SplitRules, Splits, split_photos
 from fasseg_jax.data.images import list_photos
 from fasseg_jax.data.labels import (
@@ -119,6 +119,8 @@ def open_folder(data: ConfigDict, split: str, classes: ClassTable) -> FolderSour
       DataError: no photos with label maps are found, or `data.ignore_label` is the id of a class.
     """
     splits = find_splits(data)
+    if not splits.pairs[split] and not splits.problems[split]:  # to evaluate, validation photos are enough
+        raise LayoutError(f"{data.root} holds no {split} photos with label maps")
     pairs = tuple((pair.photo, pair.label_map) for pair in splits.pairs[split])
     table = label_table(len(classes), data.ignore_label, data.reduce_zero_label)
     pairing = Pairing(pairs, splits.problems[split])
