@@ -7,7 +7,7 @@ from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.folder_layout import LayoutError
 from fasseg_jax.data.folder_tree import LAYOUTS, show_tree
 from fasseg_jax.importing.formats.registry import FORMATS, find_format
-from fasseg_jax.runtime.command_line import other_program
+from fasseg_jax.runtime.command_line import add_advice, other_program
 from fasseg_jax.runtime.files import Path, in_bucket
 
 __all__ = ["explain", "suggest_import"]
@@ -40,15 +40,17 @@ def _output(folder: Path) -> str:
 
 
 def explain(error: DataError, folder: Path) -> None:
-    """Add notes to an error of a folder: if photos are not found, what is there and what was looked for; an import."""
+    """Add advice to an error of a folder: if photos are not found, what is there and what was looked for; an import."""
     if not isinstance(error, LayoutError | NoClassesError) or not folder.is_dir():
         return
     command = suggest_import(folder)
     tree = ["This is there:", *(f"  {line}" for line in show_tree(folder))]
     layouts = ["These can be read:", *(f"  {line}" for line in LAYOUTS.splitlines())]
-    for line in [
-        *(tree if isinstance(error, LayoutError) else []),
-        *(layouts if type(error) is LayoutError and not command else []),
-        *command,
-    ]:
-        error.add_note(line)
+    add_advice(
+        error,
+        [
+            *(tree if isinstance(error, LayoutError) else []),
+            *(layouts if type(error) is LayoutError and not command else []),
+            *command,
+        ],
+    )

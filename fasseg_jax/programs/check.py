@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def explain_data_error(error: Exception) -> None:
-    """Add notes to an error about the folder of the data: what is there, what was looked for, an import."""
+    """Add advice to an error about the folder of the data: what is there, what was looked for, an import."""
     if isinstance(error, DataError):
         explain(error, make_path(config_flags.given_config().data.root).expanduser())
 

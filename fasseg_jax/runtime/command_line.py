@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
@@ -14,6 +15,7 @@ from absl import flags
 from fasseg_jax.runtime.files import Path
 
 __all__ = [
+    "add_advice",
     "end_within",
     "one_line",
     "other_program",
@@ -30,21 +32,26 @@ SCRIPTS = {"train.py", "eval.py", "predict.py", "convert.py"}  # of a clone
 def print_error(error: object, status: int) -> int:
     """Print one line on stderr, which begins with the program's name, and return `status`.
 
-    The notes of an error (`BaseException.add_note`), and of its causes, follow in lines of their own.
+    What `add_advice` added to the error, or to one of its causes, follows in lines of its own.
     """
     print(f"{program_name()}: {one_line(error)}", file=sys.stderr)
-    for note in _notes(error):
-        print(f"  {printable(note)}", file=sys.stderr)
+    for line in _advice(error):
+        print(f"  {printable(line)}", file=sys.stderr)
     return status
 
 
-def _notes(error: object) -> list[str]:
-    """The notes of an error and of its causes."""
-    notes: list[str] = []
+def add_advice(error: BaseException, lines: Iterable[str]) -> None:
+    """Add lines that `print_error` prints below an error. Its notes are not printed: libraries write there as well."""
+    vars(error).setdefault("advice", []).extend(lines)
+
+
+def _advice(error: object) -> list[str]:
+    """The advice of an error and of its causes."""
+    lines: list[str] = []
     while isinstance(error, BaseException):
-        notes += getattr(error, "__notes__", [])
+        lines += getattr(error, "advice", [])
         error = error.__cause__ or error.__context__
-    return notes
+    return lines
 
 
 def program_name() -> str:

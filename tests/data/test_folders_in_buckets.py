@@ -123,5 +123,5 @@ def test_what_is_wrong_is_explained_as_on_a_disk(tmp_path, bucket_folder, files)
         with pytest.raises(DataError) as error:
             open_source(config, "validation")
         explain(error.value, folder)
-        texts.append([str(error.value), *getattr(error.value, "__notes__", [])])
+        texts.append([str(error.value), *vars(error.value).get("advice", [])])
     assert [line.replace(str(root), str(local)) for line in texts[0]] == texts[1] and len(texts[0]) > 3

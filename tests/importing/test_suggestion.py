@@ -20,7 +20,7 @@ def notes_of(folder):
         load_config(f"configs/folder.py:{folder}")
     cause = caught.value.__cause__
     assert str(cause) == str(caught.value) and str(folder) in str(cause)
-    return cause, getattr(cause, "__notes__", [])
+    return cause, getattr(cause, "advice", [])
 
 
 def test_annotations_of_a_tool_are_offered_the_import(tmp_path):
