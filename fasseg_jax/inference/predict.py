@@ -163,7 +163,8 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
     if label_files and seconds:
         label_files.finish()
         print(f"Labels to correct are in {label_files.folder}; to_correct.csv lists the least certain photos first.")
-        print(f"  {(command := _import_command(label_files.folder, options))}")
+        command = _import_command(label_files.folder, options)
+        print(f"  {command}")
         if SCHEME in command:
             print("Imports read and write local folders: first copy what is in a bucket, and name the copies.")
     if seconds:
