@@ -23,6 +23,7 @@ from fasseg_jax.data.labels import decode_sample, encode_labels, label_dtype
 from fasseg_jax.data.samples import SPLITS
 from fasseg_jax.data.sources.folder import FolderSource
 from fasseg_jax.data.sources.registry import open_source
+from fasseg_jax.data.sources.tfds_folder import INFO
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.files import Path, copy_file, in_bucket, list_files, make_path, named_write_errors
 
@@ -35,8 +36,6 @@ except ImportError:
     raise ImportError(MISSING) from None
 
 __all__ = ["SegmentationBuilder", "prepare"]
-
-INFO = "dataset_info.json"  # without it, a folder is no data set
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
