@@ -35,7 +35,7 @@ from fasseg_jax.data.class_files import folder_classes
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.sizing import TrainingSize, training_size
 from fasseg_jax.importing.suggestion import explain
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import make_path
 
 VARIANTS = ("base", "small", "tiny")
 STRONG = "strong"
@@ -49,7 +49,7 @@ LARGEST_CROP = {"base": 512, "small": 384, "tiny": 256}
 def get_config(argument: str = "") -> ConfigDict:
     """`argument`: the folder of the data, or the one that `python -m fasseg_jax.data.tfds` made of them; see above."""
     folder, variant, strong = _read(argument)
-    root = Path(folder).expanduser()
+    root = make_path(folder).expanduser()
     config = base_config()
     config.data.root = folder
     config.data.dataset = ""  # the folder's own classes
@@ -73,7 +73,7 @@ def _read(argument: str) -> tuple[str, str, bool]:
     if not argument:
         raise ValueError("name the folder of the data: configs/folder.py:DIR")
     folder, words = argument, []
-    while "," in folder and not Path(folder).expanduser().is_dir():  # names of folders may hold commas
+    while "," in folder and not make_path(folder).expanduser().is_dir():  # names of folders may hold commas
         folder, _, word = folder.rpartition(",")
         words.append(word)
     wrong = [word for word in words if word not in (*VARIANTS, STRONG)]

@@ -16,7 +16,6 @@ Exit status: 0 the mIoU is the published one within the tolerance; 1 it is not, 
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -27,7 +26,7 @@ from fasseg_jax.evaluation.run import Evaluation, EvaluationOptions, prepare_eva
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import announce
 from fasseg_jax.runtime.devices import choose_devices
-from fasseg_jax.runtime.files import WriteError, write_atomically
+from fasseg_jax.runtime.files import Path, WriteError, make_path, write_atomically
 from fasseg_jax.runtime.preemption import INTERRUPTED
 from fasseg_jax.weights.convert import convert
 
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> int:
         require_flags(argv)
         config = read_config(MODEL.value, DATA.value)
         expected, source = expected_miou(MODEL.value, mode, EXPECTED.value)
-        workdir = Path(WORKDIR.value)
+        workdir = make_path(WORKDIR.value)
         checkpoint = convert_once(config, MODEL.value, WEIGHTS.value, workdir)
         output = str(workdir / f"evaluation_{mode}")
         evaluation = prepare_evaluation(EvaluationOptions(str(checkpoint), config, output, mode), choose_devices(None))
@@ -106,7 +105,7 @@ def convert_once(config: ConfigDict, model: str, weights: str, workdir: Path) ->
       ValueError: WORKDIR holds the checkpoint of another model or of other weights.
     """
     checkpoint, record = workdir / "checkpoint", workdir / "weights.json"
-    ours = {"model": model, "weights_sha256": digest(Path(weights))}
+    ours = {"model": model, "weights_sha256": digest(make_path(weights))}
     if record.exists():
         if json.loads(record.read_text("utf-8")) != ours:
             raise ValueError(f"{workdir}: holds another model, or other weights; choose another --workdir")
@@ -129,7 +128,7 @@ def digest(path: Path) -> str:
 
 def compare(evaluation: Evaluation, result_file: Path, expected: float, source: str) -> int:
     """Write and print how the evaluation's mIoU compares, and return the exit status."""
-    metrics = json.loads((Path(evaluation.output) / "metrics.json").read_text("utf-8"))
+    metrics = json.loads((make_path(evaluation.output) / "metrics.json").read_text("utf-8"))
     miou = 100 * metrics["metrics"]["mean_iou"]
     reached = abs(miou - expected) <= TOLERANCE.value
     result: dict[str, Any] = {

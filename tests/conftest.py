@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import tests.helpers.annotations  # noqa: F401  (the hook finds it by its name)
 from tests.helpers import ROOT, xla_flags
+from tests.helpers.bucket import emulated_buckets
 
 os.environ["XLA_FLAGS"] = xla_flags()  # read when JAX first looks for devices; also by the processes that tests start
 
@@ -38,6 +39,18 @@ def pytest_addoption(parser):
 def tiny_config() -> ConfigDict:
     """FASeg with every part and five classes, small enough to compile in seconds."""
     return make_tiny_config(num_classes=5)
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    with emulated_buckets() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def bucket_folder(emulator) -> str:
+    """A folder in an emulated bucket, as a text: gs://BUCKET/NUMBER."""
+    return emulator.new_folder()
 
 
 @pytest.fixture(autouse=True)

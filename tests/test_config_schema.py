@@ -35,7 +35,9 @@ MAY_BE_ZERO = {
     *("optimizer.poly_power", "optimizer.backbone_multiplier", "optimizer.weight_decay"),
     *("train.seed", "train.ema_decay", "inference.sliding.overlap", "inference.sliding.short_side"),
 }
-FREE_TEXTS = {"data.root", "data.dataset", "data.group", "train.init"}
+FREE_TEXTS = {"data.root", "data.dataset", "data.group", "train.init"} | {
+    f"data.tfds.{name}" for name in ("name", "image", "labels", "training", "validation")
+}
 MAY_BE_EMPTY = ("inference.sliding.window", "loss.class_weights")
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 WRONG_KINDS = (None, {}, {"a": 1}, [], (), b"x", object())

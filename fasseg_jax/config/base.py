@@ -105,7 +105,8 @@ def base_config() -> ConfigDict:
     config.data = ConfigDict(
         {
             # "folder" (your own images/ and annotations/, or ADEChallengeData2016), "cityscapes", "tfds" (a data set
-            # that `python -m fasseg_jax.data.tfds` prepared), or "shapes" (generated, needs no files).
+            # that `python -m fasseg_jax.data.tfds` or tensorflow-datasets prepared), or "shapes" (generated, needs no
+            # files).
             "source": "folder",
             "root": "",  # the data set's folder; for "tfds" the one that the preparation printed
             # The class table, with names and palette: one of fasseg_jax/data/class_tables/, or the path of a .csv file.
@@ -127,6 +128,16 @@ def base_config() -> ConfigDict:
             "repeat_below": 0.0,
             "num_threads": 8,  # that read and augment, one batch each; at most one per CPU core is useful
             "prefetch": 8,  # batches read ahead on the host
+            # Used by the source "tfds" for data sets that tensorflow-datasets prepared by their names:
+            "tfds": {
+                # NAME, NAME:VERSION or NAME/CONFIG:VERSION below `root`; without VERSION the newest. Empty: `root` is
+                # the folder of one data set.
+                "name": "",
+                "image": "",  # field of the photo. Empty: the only picture of three channels
+                "labels": "",  # field of the label map. Empty: the only picture of one channel
+                "training": "train",  # the split to train on, or a part of it, such as "train[:90%]"
+                "validation": "validation",  # the split to evaluate
+            },
             # Used by the source "shapes" only:
             "shapes": {
                 "size": (128, 128),  # (height, width) in pixels

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from fasseg_jax.data.plausibility import count_sample
 from fasseg_jax.data.samples import Source
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, local_copy, write_atomically
 from fasseg_jax.runtime.read_ahead import map_ahead
 
 __all__ = [
@@ -83,7 +83,7 @@ def count_classes(
 def _cached(cache: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
     """What the file holds; None if it is of other samples, damaged or absent."""
     try:
-        with np.load(cache) as file:
+        with local_copy(cache) as copy, np.load(copy) as file:
             pixels = file["pixels"]
             fits = str(file["key"]) == key and pixels.shape == shape and pixels.dtype == np.int64
             return pixels if fits else None

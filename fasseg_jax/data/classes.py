@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fasseg_jax.runtime.files import Path, require_regular_file, write_atomically
+from fasseg_jax.runtime.files import Path, make_path, require_regular_file, write_atomically
 
 __all__ = [
     "ClassTable",
@@ -90,7 +90,7 @@ def load_classes(name: str) -> ClassTable:
       FileNotFoundError: there is no such table or file.
       DataError: the file is not a class table; the message names the line.
     """
-    file = Path(name) if name.endswith(".csv") else TABLES / f"{name}.csv"
+    file = make_path(name) if name.endswith(".csv") else TABLES / f"{name}.csv"
     if not file.exists():
         known = ", ".join(sorted(table.stem for table in TABLES.glob("*.csv")))
         raise FileNotFoundError(f"no class table {name!r}: choose one of {known}, or give the path of a .csv file")

@@ -12,7 +12,7 @@ from fasseg_jax.data.folder_words import place_of, split_of
 from fasseg_jax.data.labels import count_labels, decode_labels, read_file
 from fasseg_jax.data.samples import SPLITS
 from fasseg_jax.data.splitting import AUTOMATIC, STRATIFIED, describe_division, divide
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, file_state
 from fasseg_jax.runtime.read_ahead import map_ahead
 
 __all__ = ["SplitRules", "Splits", "label_ids", "split_photos"]
@@ -158,7 +158,7 @@ def label_ids(files: list[Path]) -> list[frozenset[int]]:
 
 
 @functools.lru_cache(maxsize=100_000)
-def _ids_of(file: Path, version: tuple[int, int]) -> frozenset[int]:
+def _ids_of(file: Path, version: str) -> frozenset[int]:
     """The ids of a label map; several parts of a program ask for them."""
     try:
         return frozenset(np.flatnonzero(count_labels(decode_labels(read_file(file), str(file)))).tolist())
@@ -166,12 +166,11 @@ def _ids_of(file: Path, version: tuple[int, int]) -> frozenset[int]:
         return frozenset()
 
 
-def _version(file: Path) -> tuple[int, int]:
+def _version(file: Path) -> str:
     try:
-        status = file.stat()
-        return status.st_size, status.st_mtime_ns
+        return file_state(file)
     except OSError:
-        return 0, 0
+        return ""
 
 
 def _find_lists(layout: Layout) -> dict[str, Path]:

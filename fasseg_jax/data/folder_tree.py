@@ -39,10 +39,12 @@ def _add(folder: Path, depth: int, lines: list[str]) -> None:
 
 def _entries(folder: Path, folders: bool) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            return sorted(each.name for each in entries if each.name[0] != "." and each.is_dir() == folders)
+        found = {path.name for path in folder.glob("*/")}
+        if not folders:
+            found = {path.name for path in folder.iterdir()} - found
     except OSError:
         return []
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def _files(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import threading
 import warnings
@@ -12,7 +13,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageCms
 
-from fasseg_jax.runtime.files import Path, list_files, require_regular_file
+from fasseg_jax.runtime.files import Path, in_bucket, list_files, make_path, require_regular_file
 
 __all__ = [
     "MAX_PIXELS",
@@ -92,7 +93,9 @@ def open_image(file: str | os.PathLike | IO[bytes]) -> Iterator[Image.Image]:
       Exception: nearly any, if the file is no image; `reason` says why.
     """
     if isinstance(file, str | os.PathLike):
-        require_regular_file(Path(file))
+        path = make_path(file)
+        require_regular_file(path)
+        file = io.BytesIO(path.read_bytes()) if in_bucket(path) else file
     with _LIMIT, _LIMIT.open(file) as image:
         if image.width * image.height > MAX_PIXELS:
             raise PhotoError(f"more than {MAX_PIXELS // 10**6} million pixels; scale it down first")

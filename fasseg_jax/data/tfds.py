@@ -6,11 +6,12 @@ copies the photos as they are and the label maps as training ids, and prints the
 
     python train.py --config configs/ade20k.py:r50 --config.data.source=tfds --config.data.root=PRINTED_FOLDER
 
-ADE20K, Cityscapes and folders with their own classes.txt are all prepared in this way. The files must lie in a file
-system: if several machines train, mount the bucket that holds them, or copy them to each machine.
+ADE20K, Cityscapes and folders with their own classes.txt are all prepared in this way. Both folders may be in a bucket,
+gs://BUCKET/FOLDER, from which any number of machines can train.
 """
 
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 
 from absl import app, flags, logging
@@ -22,8 +23,9 @@ from fasseg_jax.data.labels import decode_sample, encode_labels, label_dtype
 from fasseg_jax.data.samples import SPLITS
 from fasseg_jax.data.sources.folder import FolderSource
 from fasseg_jax.data.sources.registry import open_source
+from fasseg_jax.data.sources.tfds_folder import INFO
 from fasseg_jax.runtime.command_line import parse_flags, print_error
-from fasseg_jax.runtime.files import Path, named_write_errors
+from fasseg_jax.runtime.files import Path, copy_file, in_bucket, list_files, make_path, named_write_errors
 
 try:
     import tensorflow_datasets as tfds
@@ -92,7 +94,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder):
             )  # fails now, rather than in training
             yield (
                 index,
-                {"image": photo, "labels": encode_labels(labels), "name": str(Path(name).relative_to(self._root))},
+                {"image": photo, "labels": encode_labels(labels), "name": str(make_path(name).relative_to(self._root))},
             )
 
 
@@ -110,16 +112,31 @@ def prepare(config: ConfigDict, output: str | Path) -> Path:
       DataError: something is wrong with the data, or `output` holds them already.
       WriteError: the data set cannot be written.
     """
+    output = make_path(output).expanduser()
     sources = {split: _open_files(config, split) for split in SPLITS}
-    root = Path(config.data.root).expanduser()
-    name = Path(config.data.dataset or root.resolve()).stem
-    builder = SegmentationBuilder(sources, root, name, config.data.ignore_label, Path(output).expanduser())
-    folder = Path(builder.data_dir)
+    if not in_bucket(output):
+        return _prepare(config, sources, output, output)
+    output.mkdir(parents=True, exist_ok=True)  # before the work begins
+    with tempfile.TemporaryDirectory(prefix="fasseg-") as temporary:  # array_record files are written nowhere else
+        return _prepare(config, sources, Path(temporary), output)
+
+
+def _prepare(config: ConfigDict, sources: Mapping[str, FolderSource], work: Path, output: Path) -> Path:
+    """Write the data set in the folder `work`, and copy it to `output` if that is another one."""
+    root = make_path(config.data.root).expanduser()
+    name = Path(config.data.dataset or root.resolve().name).stem
+    builder = SegmentationBuilder(sources, root, name, config.data.ignore_label, work)
+    written = Path(builder.data_dir)
+    folder = output / written.relative_to(work).as_posix()
     if folder.exists():
         raise DataError(f"{folder} is there already; delete it to prepare the data again")
     with named_write_errors(folder, (OSError, RuntimeError)):  # the latter of the library that writes array_record
         builder.download_and_prepare()
-    write_classes(folder / "classes.csv", sources["training"].classes)
+    write_classes(written / "classes.csv", sources["training"].classes)
+    if in_bucket(folder):
+        files = sorted(list_files(written), key=lambda file: file.name == INFO)  # last what makes it a data set
+        for file in files:
+            copy_file(file, folder / file.relative_to(written).as_posix())
     return folder
 
 

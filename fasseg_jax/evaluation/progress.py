@@ -8,7 +8,6 @@ next run drops a line that a killed run left incomplete, and evaluates samples a
 import dataclasses
 import hashlib
 import json
-import shutil
 from typing import Any
 
 import jax
@@ -20,7 +19,8 @@ from fasseg_jax.data import DataError, Source
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
 from fasseg_jax.runtime.distributed import all_gather_objects
-from fasseg_jax.runtime.files import Path, RecordFile, write_atomically
+from fasseg_jax.runtime.files import Path, remove_folder, write_atomically
+from fasseg_jax.runtime.record_file import RecordFile, list_record_files, read_records
 
 __all__ = ["EvaluationProgress", "OtherEvaluationError", "describe_evaluation"]
 
@@ -90,7 +90,7 @@ class EvaluationProgress:
         """
         header = folder / "evaluation.json"
         if restart and header.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # another host may do so at the same time
+            remove_folder(folder)  # another host may do so at the same time
         found = _differences(_read_header(header), evaluation)
         results = [] if found else _read_results(folder)
         current = [result.to_json() for result in results if _is_current(result, source)]
@@ -154,8 +154,9 @@ def _differences(saved: dict[str, Any] | None, current: dict[str, Any]) -> list[
 def _read_results(folder: Path) -> list[ImageResult]:
     """The results in all files that this host sees."""
     results = []
-    for file in sorted(folder.glob("host_*.jsonl")):
-        content = file.read_bytes()[: _complete_length(file)]
+    for file in list_record_files(folder, "host_*.jsonl"):
+        content = read_records(file)
+        content = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(content.splitlines(), start=1):
             try:
                 results.append(ImageResult.from_json(json.loads(line)))

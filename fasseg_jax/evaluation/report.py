@@ -15,7 +15,7 @@ from PIL import Image
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.metrics import Counts, SegmentationMetrics, count, most_confused
 from fasseg_jax.evaluation.tables import COLUMNS, MEANS, percent, table_order
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, make_path, write_atomically
 from fasseg_jax.visualization.confusion_matrix import confusion_cells, row_shares
 from fasseg_jax.visualization.legend import class_shares
 
@@ -103,7 +103,7 @@ def write_report(
     }
     template = TEMPLATE.read_text(encoding="utf-8")
     page = re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], template)
-    with write_atomically(Path(path)) as partial:
+    with write_atomically(make_path(path)) as partial:
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 

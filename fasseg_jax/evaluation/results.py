@@ -2,7 +2,6 @@
 
 import csv
 import math
-import shutil
 from pathlib import PurePath
 from typing import Any
 
@@ -16,7 +15,7 @@ from fasseg_jax.evaluation.report import PicturedImage, write_report
 from fasseg_jax.evaluation.tables import write_csv, write_json
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.csv_text import csv_text
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, remove_folder, write_atomically
 from fasseg_jax.visualization.confusion_matrix import draw_confusion
 from fasseg_jax.visualization.overlay import draw_comparison
 
@@ -91,7 +90,7 @@ def write_pictures(
     """Write report.html, and worst/NUMBER_NAME.png for each of the worst images: photo, ground truth, prediction."""
     write_report(folder / "report.html", metrics, counts, classes, best, worst, facts)
     pictures = folder / "worst"
-    shutil.rmtree(pictures, ignore_errors=True)  # of an earlier run
+    remove_folder(pictures)  # of an earlier run
     for number, image in enumerate(worst, start=1):
         comparison = draw_comparison([(image.photo, image.truth, image.prediction)], classes)
         name = "_".join(PurePath(image.name).parts)

@@ -26,7 +26,7 @@ from fasseg_jax.inference.views import inference_settings
 from fasseg_jax.runtime.command_line import print_error
 from fasseg_jax.runtime.compilation import CompileTimer, enable_compilation_cache
 from fasseg_jax.runtime.distributed import all_gather_objects
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, make_path
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.weights.checkpoint import Checkpoint, find_checkpoint
 from fasseg_jax.weights.pretrained import load_pretrained
@@ -131,7 +131,7 @@ def prepare_evaluation(options: EvaluationOptions, devices: list[jax.Device]) ->
     config = _evaluation_config(checkpoint, options)
     source = _open_data(config, checkpoint.classes, options.skip_unreadable)
     segmenter = Segmenter(config, checkpoint.variables, source.classes, devices=devices)
-    output = Path(options.output or _default_output(path, config))
+    output = make_path(options.output or _default_output(path, config))
     identity = describe_evaluation(config, checkpoint.variables, source.classes, options.save_predictions)
     progress = EvaluationProgress.open(output / "progress", identity, source, options.restart)
     _print(f"{len(source)} images of {config.data.root or config.data.source}; results go to {output}.")

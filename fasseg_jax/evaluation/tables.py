@@ -14,7 +14,7 @@ from rich.text import Text
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.metrics import SegmentationMetrics
 from fasseg_jax.runtime.csv_text import csv_text
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, make_path, write_atomically
 
 __all__ = ["COLUMNS", "MEANS", "percent", "print_table", "table_order", "write_csv", "write_json"]
 
@@ -92,13 +92,13 @@ def write_json(path: str | Path, metrics: SegmentationMetrics, classes: ClassTab
         ],
     }
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    with write_atomically(Path(path)) as partial:
+    with write_atomically(make_path(path)) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_csv(path: str | Path, metrics: SegmentationMetrics, classes: ClassTable) -> None:
     """Write a row for each class as CSV, in order of ids; metrics are from 0 to 1, and empty where undefined."""
-    with write_atomically(Path(path)) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
+    with write_atomically(make_path(path)) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["id", "name", *COLUMNS])
         for class_id, name in enumerate(classes.names):

@@ -17,6 +17,7 @@ from absl import app, flags, logging
 from fasseg_jax.export.exporter import PLATFORMS, export_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.runtime.compilation import announce
+from fasseg_jax.runtime.files import make_path
 from fasseg_jax.weights.pretrained import load_pretrained
 
 
@@ -26,6 +27,7 @@ def main(_: list[str]) -> int:
     options = flags.FLAGS
     try:
         sizes = [parse_size(text) for text in options.size]
+        make_path(options.output)  # refused before the work begins
         checkpoint = load_pretrained(options.checkpoint)
         files = export_model(
             checkpoint,

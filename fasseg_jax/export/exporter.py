@@ -21,7 +21,7 @@ from fasseg_jax.models.predictions import MASK_STRIDE, Predictions
 from fasseg_jax.ops.bilinear import interpolate, taps
 from fasseg_jax.ops.deformable.sampling import METHODS
 from fasseg_jax.ops.selection import first_argmax
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, make_path, write_atomically
 from fasseg_jax.weights.checkpoint import Checkpoint
 
 __all__ = ["PLATFORMS", "export_model", "labels_function"]
@@ -59,7 +59,7 @@ def export_model(
       FileExistsError: a file exists and must not be replaced.
       ValueError: the checkpoint holds only a backbone, a size is not positive, or the output has another ending.
     """
-    output = Path(output)
+    output = make_path(output)
     weights_file = output.with_suffix(".weights.npz")
     files = [output, weights_file] if separate_weights else [output]
     checkpoint.require_whole_model()

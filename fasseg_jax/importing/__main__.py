@@ -34,11 +34,11 @@ def main(argv: list[str]) -> int:
         return print_error("give --input ANNOTATIONS and --output FOLDER, and no other arguments", status=2)
     try:
         options = _options()
+        source, output = _local("input"), _local("output")
     except DataError as error:
         return print_error(error, status=2)
-    output = Path(flag.output).expanduser()
     try:
-        result = import_annotations(Path(flag.input).expanduser(), output, flag.format, options)
+        result = import_annotations(source, output, flag.format, options)
     except (OSError, DataError) as error:
         return print_error(error, status=1)
     except RecursionError:
@@ -53,12 +53,12 @@ def _options() -> ImportOptions:
     flag = flags.FLAGS
     if flag.format is not None and flag.format not in FORMATS:
         raise DataError(f"--format={flag.format}: choose one of {', '.join(FORMATS)}")
-    classes, colors = read_class_list(Path(flag.classes).expanduser()) if flag.classes else (None, None)
+    classes, colors = read_class_list(_local("classes")) if flag.classes else (None, None)
     try:
         re.compile(flag.group)
     except re.error as error:
         raise DataError(f"--group={flag.group}: is no regular expression ({error})") from error
-    photos = Path(flag.photos).expanduser() if flag.photos else None
+    photos = _local("photos") if flag.photos else None
     if photos is not None and not photos.is_dir():
         raise DataError(f"--photos={flag.photos}: there is no such folder")
     return ImportOptions(
@@ -72,6 +72,14 @@ def _options() -> ImportOptions:
         orientation=flag.orientation,
         tolerance=flag.tolerance,
     )
+
+
+def _local(name: str) -> Path:
+    """The path that a flag names; a `DataError` if it is in a bucket or the like."""
+    text = str(flags.FLAGS[name].value)
+    if "://" in text:
+        raise DataError(f"--{name}={text}: imports read and write local folders; copy it, and name the copy")
+    return Path(text).expanduser()
 
 
 def _print_result(result: ImportResult, output: Path) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.importing.writing import Written
-from fasseg_jax.runtime.files import Path, RecordFile
+from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.record_file import RecordFile
 
 __all__ = ["FILE", "LOCK", "ImportRecords", "earlier_keys"]
 

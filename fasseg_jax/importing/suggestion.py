@@ -8,7 +8,7 @@ from fasseg_jax.data.folder_layout import LayoutError
 from fasseg_jax.data.folder_tree import LAYOUTS, show_tree
 from fasseg_jax.importing.formats.registry import FORMATS, find_format
 from fasseg_jax.runtime.command_line import add_advice, other_program
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, in_bucket
 
 __all__ = ["explain", "suggest_import"]
 
@@ -21,6 +21,8 @@ def suggest_import(folder: Path, readable: bool = False) -> list[str]:
       readable: whether some of its label maps can be read. Then only masks of 0 and 255 need an import: label maps with
         a palette look like masks of colors.
     """
+    if in_bucket(folder):  # imports read local folders
+        return []
     try:
         name = find_format(folder)
     except (DataError, OSError, RecursionError):

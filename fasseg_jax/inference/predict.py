@@ -1,5 +1,6 @@
 """A prediction from its options to its files: what predict.py does."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -21,9 +22,10 @@ from fasseg_jax.inference.label_files import LabelFiles
 from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.buckets import SCHEME
 from fasseg_jax.runtime.command_line import one_line, program_name
 from fasseg_jax.runtime.compilation import CompileTimer
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, local_copy, local_folder, make_path, write_atomically
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.visualization.overlay import draw_overlay
 
@@ -91,7 +93,7 @@ def find_photos(options: PredictionOptions) -> dict[Path, Path]:
             Image.fromarray(generate_photo()).save(partial)
         print(f"No --input: segmenting a generated picture, {path}.")
         return {path: Path(path.stem)}
-    source = Path(options.input)
+    source = make_path(options.input)
     if not source.exists():
         raise ValueError(f"--input {source}: there is no such file or folder")
     if not source.is_dir():
@@ -161,7 +163,10 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
     if label_files and seconds:
         label_files.finish()
         print(f"Labels to correct are in {label_files.folder}; to_correct.csv lists the least certain photos first.")
-        print(f"  {_import_command(label_files.folder, options)}")
+        command = _import_command(label_files.folder, options)
+        print(f"  {command}")
+        if SCHEME in command:
+            print("Imports read and write local folders: first copy what is in a bucket, and name the copies.")
     if seconds:
         print(
             f"Photos segmented: {len(seconds)}, {np.mean(seconds):.2f} s each; {len(segmenter.input_shapes)} shapes of "
@@ -172,13 +177,13 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
 
 
 def _path_in_input(path: Path, options: PredictionOptions) -> str:
-    folder = Path(options.input) if options.input else options.output
+    folder = make_path(options.input) if options.input else options.output
     return path.relative_to(folder).as_posix() if path != folder and path.is_relative_to(folder) else path.name
 
 
 def _import_command(labels: Path, options: PredictionOptions) -> str:
     """The command that makes a data set of corrected labels, with the ids and colors of the model's classes."""
-    photos = Path(options.input) if options.input else options.output
+    photos = make_path(options.input) if options.input else options.output
     command = ["python", "-m", "fasseg_jax.importing", "--input", str(labels), "--output", "DATA"]
     if options.write_labels == "coco":
         command += ["--photos", str(photos if photos.is_dir() else photos.parent)]
@@ -195,20 +200,24 @@ def write_result(
 ) -> None:
     """Write the files of one photo; their paths begin with `stem`."""
     assert segmenter.classes is not None, "the overlay shows classes"
-    _save(Image.fromarray(result.labels), f"{stem}_labels.png")
+
+    def file(ending: str) -> Path:
+        return stem.with_name(f"{stem.name}_{ending}")
+
+    _save(Image.fromarray(result.labels), file("labels.png"))
     overlay = draw_overlay(image, result.labels, segmenter.classes, options.warning)
-    _save(overlay, f"{stem}_overlay.png", compression=1)  # a third of the time, for hardly more bytes
+    _save(overlay, file("overlay.png"), compression=1)  # a third of the time, for hardly more bytes
     if options.explain:
         explanation = explain(segmenter, image, result.labels)
         page = draw_explanation(explanation, image, result.labels, segmenter.classes, stem.name, options.warning)
-        _save(page, f"{stem}_explanation.png")
+        _save(page, file("explanation.png"))
     if result.scores is not None:
-        with write_atomically(Path(f"{stem}_scores.npy")) as partial:
+        with write_atomically(file("scores.npy")) as partial:
             np.save(partial, result.scores.astype(np.float16))
 
 
-def _save(picture: Image.Image, file: str, compression: int = 6) -> None:
-    with write_atomically(Path(file)) as partial:
+def _save(picture: Image.Image, file: Path, compression: int = 6) -> None:
+    with write_atomically(file) as partial:
         picture.save(partial, compress_level=compression)
 
 
@@ -221,11 +230,13 @@ def segment_camera_or_video(segmenter: Segmenter, source: str, options: Predicti
     if source.startswith(CAMERA):
         print("Ctrl-C ends the video.")
     interruption = Interruption(together=False)
-    summary = segment_video(segmenter, source, options.output, warning=options.warning, stopped=interruption.requested)
+    input_file = contextlib.nullcontext(source) if source.startswith(CAMERA) else local_copy(make_path(source))
+    with input_file as file, local_folder(options.output) as folder:
+        summary = segment_video(segmenter, str(file), folder, warning=options.warning, stopped=interruption.requested)
     rate = summary.frames / summary.seconds
     print(f"Frames segmented: {summary.frames}, {rate:.2f} per second, compilation included. Sound is left out.")
     if summary.frames:
-        print(f"The video is {summary.path}.")
+        print(f"The video is {options.output / summary.path.name}.")
     for note in summary.notes:
         print(note)
     if summary.damaged:

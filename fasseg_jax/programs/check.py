@@ -19,7 +19,7 @@ from fasseg_jax.data import DataError, data_classes, describe_data
 from fasseg_jax.data.check import check_data, print_reports
 from fasseg_jax.importing.suggestion import explain, suggest_import
 from fasseg_jax.runtime.command_line import one_line, other_program, print_error, printable
-from fasseg_jax.runtime.files import Path, WriteError
+from fasseg_jax.runtime.files import WriteError, make_path
 from fasseg_jax.visualization.data_pictures import write_data_pictures
 
 __all__ = ["check", "define_flags", "explain_data_error", "main"]
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 def explain_data_error(error: Exception) -> None:
     """Add advice to an error about the folder of the data: what is there, what was looked for, an import."""
     if isinstance(error, DataError):
-        explain(error, Path(config_flags.given_config().data.root).expanduser())
+        explain(error, make_path(config_flags.given_config().data.root).expanduser())
 
 
 def check(config: ConfigDict, pictures: str | None, workdir: str | None = None) -> int:
@@ -64,16 +64,16 @@ def check(config: ConfigDict, pictures: str | None, workdir: str | None = None) 
     reports = check_data(config)
     print_reports(reports, data_classes(config.data))
     if pictures:
-        print(*write_data_pictures(config, reports, Path(pictures)), sep="\n")
+        print(*write_data_pictures(config, reports, make_path(pictures)), sep="\n")
     if any(report.problems for report in reports):
         if config.data.source == "folder":
             readable = any(report.num_images for report in reports)
-            for line in suggest_import(Path(config.data.root).expanduser(), readable):
+            for line in suggest_import(make_path(config.data.root).expanduser(), readable):
                 print(printable(line))
         return 1
     arguments = _without_check(sys.argv[1:])
     if not workdir:
-        name = Path(config.data.root).expanduser().resolve().name if config.data.root else config.data.source
+        name = make_path(config.data.root).expanduser().resolve().name if config.data.root else config.data.source
         arguments += ["--workdir", f"runs/{name}"]
     print(f"Next: {other_program('train')} {shlex.join(arguments)}")
     return 0

@@ -15,8 +15,6 @@ Exit status: 0 done; 1 images were skipped, the network's output is not finite, 
 usage, checkpoint or data; 75 interrupted, and the same command resumes.
 """
 
-from pathlib import Path
-
 from absl import flags, logging
 
 from fasseg_jax.config import config_flags
@@ -25,7 +23,7 @@ from fasseg_jax.evaluation.run import EvaluationOptions, prepare_evaluation, run
 from fasseg_jax.runtime.command_line import print_error
 from fasseg_jax.runtime.compilation import announce
 from fasseg_jax.runtime.devices import choose_devices, join_hosts
-from fasseg_jax.runtime.files import WriteError
+from fasseg_jax.runtime.files import WriteError, make_path
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
 __all__ = ["define_flags", "main"]
@@ -70,7 +68,7 @@ def read_options(argv: list[str]) -> EvaluationOptions:
         raise ValueError("--multi_scale and --sliding_window are two ways to predict an image; give one")
     if flag.submission and not flag.save_predictions:
         raise ValueError("--submission changes how predictions are written: add --save_predictions")
-    if flag.output and Path(flag.output).exists() and not Path(flag.output).is_dir():
+    if flag.output and make_path(flag.output).exists() and not make_path(flag.output).is_dir():
         raise ValueError(f"--output {flag.output} is a file; give a folder")
     return EvaluationOptions(
         checkpoint=flag.checkpoint,

@@ -39,7 +39,7 @@ from fasseg_jax.inference.video import CAMERA, VideoError, is_video
 from fasseg_jax.runtime.command_line import print_error
 from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
 from fasseg_jax.runtime.devices import choose_device
-from fasseg_jax.runtime.files import Path, WriteError, require_regular_file
+from fasseg_jax.runtime.files import WriteError, make_path, require_regular_file
 from fasseg_jax.runtime.preemption import INTERRUPTED
 
 __all__ = ["define_flags", "main"]
@@ -109,15 +109,15 @@ def read_options(argv: list[str]) -> PredictionOptions:
         if flag.scores or flag.explain or flag.write_labels:
             raise ValueError("--scores, --explain and --write_labels are for photos, not for videos")
         if not flag.input.startswith(CAMERA):
-            require_regular_file(Path(flag.input))
-            if not Path(flag.input).is_file():
+            require_regular_file(make_path(flag.input))
+            if not make_path(flag.input).is_file():
                 raise ValueError(f"--input {flag.input}: there is no such file")
-    if flag.write_labels and (labels := Path(flag.output, flag.write_labels)).exists():
+    if flag.write_labels and (labels := make_path(flag.output) / flag.write_labels).exists():
         raise ValueError(f"{labels} is there, perhaps with corrected labels; give another --output, or remove it")
-    if Path(flag.output).exists() and not Path(flag.output).is_dir():
+    if make_path(flag.output).exists() and not make_path(flag.output).is_dir():
         raise ValueError(f"--output {flag.output} is a file; give a folder")
     return PredictionOptions(
-        output=Path(flag.output),
+        output=make_path(flag.output),
         input=flag.input,
         checkpoint=flag.checkpoint,
         untrained=config,

@@ -16,7 +16,7 @@ import re
 from absl import flags, logging
 
 from fasseg_jax.runtime.command_line import print_error
-from fasseg_jax.runtime.files import Path, WriteError, write_atomically
+from fasseg_jax.runtime.files import WriteError, make_path, write_atomically
 from fasseg_jax.weights.model_card import model_card, read_metrics
 from fasseg_jax.weights.pretrained import load_pretrained, write_model_folder
 from fasseg_jax.weights.remote import RemoteError, upload
@@ -35,12 +35,12 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--repository={options.repository}: give OWNER/NAME")
         if not re.fullmatch(r"[a-z0-9.-]*", options.license):
             raise ValueError(f"--license={options.license}: give a license as the Hub names it, e.g. apache-2.0")
+        folder = make_path(options.output).expanduser()
         evaluation = read_metrics(options.evaluation) if options.evaluation else None
         checkpoint = load_pretrained(options.checkpoint)
         checkpoint.require_whole_model(options.checkpoint)
     except (ValueError, OSError) as error:
         return print_error(error, status=2)
-    folder = Path(options.output).expanduser()
     try:
         write_model_folder(folder, checkpoint, options.overwrite)
         card = model_card(checkpoint, options.repository or folder.resolve().name, options.license, evaluation)

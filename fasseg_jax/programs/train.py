@@ -19,7 +19,7 @@ from fasseg_jax.programs.check import check, explain_data_error
 from fasseg_jax.runtime.command_line import end_within, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.devices import join_hosts
-from fasseg_jax.runtime.files import Path, WriteError
+from fasseg_jax.runtime.files import WriteError, make_path
 from fasseg_jax.training.checkpoints import CheckpointError
 from fasseg_jax.training.loop import train
 from fasseg_jax.training.train_step import NotFiniteError
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
             raise ValueError("--workdir is needed: the folder of the run")
         join_hosts()
         enable_compilation_cache()
-        return train(config, Path(options.workdir), options.profile, options.changed_data)
+        return train(config, make_path(options.workdir), options.profile, options.changed_data)
     except (NotFiniteError, CheckpointError, WriteError) as error:
         status = print_error(error, status=1)
     except (ValueError, OSError) as error:

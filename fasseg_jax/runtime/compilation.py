@@ -14,7 +14,7 @@ import jax
 from tqdm import tqdm
 
 from fasseg_jax.runtime.command_line import print_error
-from fasseg_jax.runtime.files import Path, WriteError, named_write_errors
+from fasseg_jax.runtime.files import Path, WriteError, in_bucket, make_path, named_write_errors
 
 __all__ = [
     "CompileTimer",
@@ -52,19 +52,23 @@ def enable_compilation_cache() -> Path | None:
     """Keep compiled programs on disk, so that the next run with the same model and sizes loads them.
 
     Returns:
-      The folder: that of the environment variable JAX_COMPILATION_CACHE_DIR if it is set, else ~/.cache/fasseg_jax.
+      The folder: that of the environment variable JAX_COMPILATION_CACHE_DIR if it is set, which may be in a bucket,
+      else ~/.cache/fasseg_jax.
       None if it cannot be written, which a line on stderr says; programs are then compiled in each run.
     """
     # JAX itself would print a warning of several lines for each program.
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache")
     try:
-        folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "fasseg_jax")
+        folder = make_path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "fasseg_jax")
         with named_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-                file.write(b"writable, and not full")
-            _remove_truncated(folder)
-    except (WriteError, RuntimeError) as error:  # a `RuntimeError` if the user has no home
+            if in_bucket(folder):  # where programs appear as a whole
+                (folder / ".writable").write_bytes(b"")
+            else:
+                with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                    file.write(b"writable, and not full")
+                _remove_truncated(folder)
+    except (WriteError, ValueError, RuntimeError) as error:  # a `RuntimeError` if the user has no home
         advice = "compiled programs are not kept; JAX_COMPILATION_CACHE_DIR names another folder for them"
         print_error(f"{error}; {advice}", status=0)
         jax.config.update("jax_compilation_cache_dir", None)

@@ -1,27 +1,72 @@
 """Files and folders.
 
-The package takes `Path` from here, finds files by `list_files`, and writes what must never be half there by
-`write_atomically` and `RecordFile`. So this module alone decides which storage a path may name; today it is the local
-file system. What cannot be written, for example because the disk is full, raises a `WriteError`.
+The package makes paths of texts by `make_path`, finds files by `list_files`, and writes what must never be half there
+by `write_atomically` and `RecordFile`. So this chapter alone decides which storage a path may name: the local file
+system, or a bucket (`fasseg_jax.runtime.buckets`), whose paths have the methods of `Path`. What cannot be written, for
+example because the disk is full, raises a `WriteError`.
 """
 
 import contextlib
 import errno
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from fasseg_jax.runtime.buckets import SCHEME, BucketPath, file_system
+
 __all__ = [
     "Path",
-    "RecordFile",
     "WriteError",
+    "copy_file",
+    "file_state",
+    "in_bucket",
     "list_files",
+    "local_copy",
+    "local_folder",
+    "make_path",
     "named_write_errors",
+    "remove_folder",
     "require_regular_file",
     "write_atomically",
 ]
+
+SOME_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # also of what `Path` makes of gs://BUCKET
+
+
+def make_path(text: str | os.PathLike) -> Path:
+    """Make a path of what a user or a configuration names.
+
+    Args:
+      text: a path of the local file system, or gs://BUCKET/NAME. A path stays as it is.
+
+    Raises:
+      ValueError: the text names another kind of storage; or a bucket, and gcsfs is not installed.
+    """
+    if isinstance(text, BucketPath):
+        return text
+    name = os.fspath(text)
+    if name.startswith(SCHEME):
+        if not name.removeprefix(SCHEME).strip("/"):
+            raise ValueError(f"{name}: name a bucket, gs://BUCKET/FOLDER")
+        try:
+            file_system()
+        except ImportError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return BucketPath(name)
+    if SOME_SCHEME.match(name):
+        raise ValueError(
+            f"{name}: only local paths and buckets of Google Cloud Storage (gs://BUCKET/FOLDER) can be read and written"
+        )
+    return Path(text)
+
+
+def in_bucket(path: os.PathLike) -> bool:
+    """Whether a path names an object in a bucket, which only its own methods can open."""
+    return isinstance(path, BucketPath)
 
 
 class WriteError(OSError):
@@ -48,6 +93,8 @@ def named_write_errors(path: Path, errors: tuple[type[Exception], ...] = (OSErro
 
 def _write_error(path: Path, error: Exception) -> WriteError:
     """The error in words; it names the folder if that is at fault."""
+    if isinstance(path, BucketPath):
+        return _bucket_write_error(path, error)
     named = getattr(error, "filename", None)
     culprit = Path(named) if isinstance(named, str) and Path(named) in path.parents else path
     reason = getattr(error, "strerror", None) or _reason_in(str(error))
@@ -58,57 +105,22 @@ def _write_error(path: Path, error: Exception) -> WriteError:
     return WriteError(f"cannot write {culprit}: {reason}")
 
 
+def _bucket_write_error(path: BucketPath, error: Exception) -> WriteError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+    named = getattr(error, "filename", None)
+    if isinstance(error, FileNotFoundError) and reason == os.strerror(errno.ENOENT):
+        reason = "there is no such bucket"
+    elif isinstance(named, str) and not named.startswith((SCHEME, "http")):
+        reason = f"{reason} ({named})"  # a local file, written before it is uploaded
+    return WriteError(f"cannot write {path}: {reason}")
+
+
 def _reason_in(message: str) -> str:
     """The system's reason that a library quotes in its message, or the message."""
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
         if os.strerror(number) in message:
             return os.strerror(number)
     return f"{' '.join(message.split())[:200]}; is the disk full?"
-
-
-class RecordFile:
-    """A file to which records are appended, each at once. After an error it ends with a whole record.
-
-    There is no buffer: what cannot be written is known when it is added, and nothing is left to do at the end.
-    """
-
-    def __init__(self, path: Path, length: int | None = None):
-        """Open or make the file.
-
-        Args:
-          path: the file; its folder is made if absent.
-          length: the bytes of it to keep, if not all.
-
-        Raises:
-          WriteError: the file cannot be opened for writing.
-        """
-        self._path = path
-        with named_write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
-            if length is not None:
-                self._file.truncate(length)
-
-    def add(self, record: bytes) -> None:
-        """Append a record.
-
-        Raises:
-          WriteError: it cannot be written; the file is as it was.
-        """
-        with named_write_errors(self._path):
-            begin = os.fstat(self._file.fileno()).st_size
-            try:
-                rest = memoryview(record)
-                while rest:  # a disk that becomes full takes a part
-                    rest = rest[self._file.write(rest) :]
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(begin)
-                raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 @contextlib.contextmanager
@@ -131,6 +143,11 @@ def write_atomically(path: Path) -> Iterator[Path]:
     Raises:
       WriteError: it cannot be written. The block's errors that are no `OSError` are raised as they are.
     """
+    if isinstance(path, BucketPath):
+        with named_write_errors(path), tempfile.TemporaryDirectory(prefix="fasseg-") as folder:
+            yield (partial := Path(folder, path.name))
+            path.upload(partial)
+        return
     with named_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
@@ -141,7 +158,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 def require_regular_file(path: Path) -> None:
     """Raise an `OSError` for pipes, sockets and devices, which reading may never end; others raise when opened."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if not in_bucket(path) and path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
 
 
@@ -157,6 +174,8 @@ def list_files(folder: Path, exclude: Path | None = None) -> list[Path]:
     Raises:
       OSError: a folder cannot be read.
     """
+    if isinstance(folder, BucketPath):
+        return _list_objects(folder, exclude)
     visited = {exclude.resolve()} if exclude else set()
     paths: list[Path] = []
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
@@ -169,5 +188,86 @@ def list_files(folder: Path, exclude: Path | None = None) -> list[Path]:
     return sorted(paths)
 
 
+def _list_objects(folder: BucketPath, exclude: Path | None) -> list[Path]:
+    found = folder.files()
+    if not found and not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    hidden = (any(name.startswith(".") for name in path.relative_to(folder).parts[:-1]) for path in found)
+    return [path for path, out in zip(found, hidden, strict=True) if not out and exclude not in path.parents]
+
+
 def _raise(error: OSError) -> NoReturn:
     raise error
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """Give a file or folder as one of the local file system, for libraries that open nothing else.
+
+    Args:
+      path: the file or folder. Objects are downloaded to a temporary folder, which the block's end removes.
+
+    Raises:
+      OSError: it cannot be downloaded.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="fasseg-") as folder:
+        copy = Path(folder, path.name)
+        for file in path.files() if path.is_dir() else [path]:
+            part = copy / file.relative_to(path).as_posix()
+            part.parent.mkdir(parents=True, exist_ok=True)
+            file.download(part)
+        yield copy
+
+
+def copy_file(file: Path, target: Path) -> None:
+    """Copy a local file; the copy appears under its name only when it is complete.
+
+    Raises:
+      WriteError: it cannot be written.
+    """
+    with write_atomically(target) as partial:
+        shutil.copyfile(file, partial)
+
+
+@contextlib.contextmanager
+def local_folder(path: Path) -> Iterator[Path]:
+    """Give a folder as one of the local file system, for libraries that write nowhere else.
+
+    Args:
+      path: the folder. For one in a bucket, the files of a temporary folder are uploaded at the end of the block.
+
+    Raises:
+      WriteError: a file cannot be uploaded.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="fasseg-") as temporary:
+        yield Path(temporary)
+        for file in list_files(Path(temporary)):
+            target = path / file.relative_to(temporary).as_posix()
+            copy_file(file, target)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that it holds, if it is there; on a local disk, as far as that is possible."""
+    if isinstance(path, BucketPath):
+        path.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def file_state(path: Path) -> str:
+    """Size in bytes and time of the last change in ns (in a bucket, the generation), which tell a file from later ones.
+
+    Raises:
+      OSError: the file is absent, or cannot be examined.
+    """
+    if isinstance(path, BucketPath):
+        found = path.stat()
+        return f"{found.st_size} {found.generation}"
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"

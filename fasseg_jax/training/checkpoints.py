@@ -14,13 +14,20 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.runtime.files import Path, named_write_errors
+from fasseg_jax.runtime.files import Path, in_bucket, make_path, named_write_errors
 from fasseg_jax.training.train_step import TrainState
 from fasseg_jax.weights.checkpoint import best_step
-from fasseg_jax.weights.checkpoint_metadata import CheckpointMetadata, checkpoint_metadata, load_metadata
+from fasseg_jax.weights.checkpoint_metadata import (
+    CheckpointMetadata,
+    absolute_path,
+    checkpoint_metadata,
+    complete_copied,
+    load_metadata,
+)
 
 __all__ = ["CheckpointError", "RunCheckpoints"]
 
+ADVICE = {False: "Is the disk full? Make room", True: "Can the bucket be reached and written? See to it"}
 REMOVED = "removed"  # folder where checkpoints that are not kept wait until they are deleted
 
 
@@ -59,9 +66,10 @@ class RunCheckpoints:
             get_metric_fn=lambda metrics: metrics["mean_iou"], n=1, keep_checkpoints_without_metrics=False
         )
         latest = policies.LatestN(config.train.keep_checkpoints)
-        with named_write_errors(Path(directory)):
+        with named_write_errors(make_path(directory)):
+            _complete_copied(absolute_path(directory))
             self._manager = ocp.CheckpointManager(
-                epath.Path(directory).expanduser().resolve(),
+                absolute_path(directory),
                 item_names=("variables", "metadata", "training"),
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy([latest, best]),
@@ -179,8 +187,15 @@ class RunCheckpoints:
             kept = f"step {self.latest_step} is the latest complete one" if self.latest_step else "none is complete yet"
             raise CheckpointError(
                 f"{self._manager.directory}: cannot write a checkpoint ({type(error).__name__}: {str(error)[:120]}); "
-                f"{kept}. Is the disk full? Make room and run the same command to resume"
+                f"{kept}. {ADVICE[in_bucket(self._manager.directory)]} and run the same command to resume"
             ) from error
+
+
+def _complete_copied(directory: epath.Path) -> None:
+    """Keep a run's checkpoints that were copied to a bucket."""
+    if in_bucket(directory) and jax.process_index() == 0 and directory.is_dir():
+        for step in directory.iterdir():
+            complete_copied(step)
 
 
 def _training_part(state: TrainState) -> dict:

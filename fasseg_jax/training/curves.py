@@ -9,8 +9,10 @@ picture.
 Exit status: 0 done; 1 the picture cannot be written; 2 wrong usage, or a folder without metrics.
 """
 
+import errno
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -19,7 +21,8 @@ from absl import app, flags
 from PIL import Image
 
 from fasseg_jax.runtime.command_line import parse_flags, print_error
-from fasseg_jax.runtime.files import Path, WriteError, write_atomically
+from fasseg_jax.runtime.files import Path, WriteError, make_path, write_atomically
+from fasseg_jax.runtime.record_file import has_records, read_records
 from fasseg_jax.training.metric_log import METRICS_FILE
 from fasseg_jax.visualization.chart import LINE_COLORS, Chart, Line, draw_charts
 
@@ -40,7 +43,7 @@ def write_curves(workdir: Path) -> None:
       WriteError: the picture cannot be written.
     """
     file = workdir / METRICS_FILE
-    picture = draw_curves({workdir.name: read_metrics(file) if file.exists() else {}})
+    picture = draw_curves({workdir.name: read_metrics(file) if has_records(file) else {}})
     with write_atomically(workdir / PICTURE) as partial:
         picture.save(partial)
 
@@ -52,11 +55,13 @@ def read_metrics(file: Path) -> Metrics:
     the earlier ones. A line that a kill cut off is left out.
 
     Raises:
-      OSError: the file cannot be read.
+      OSError: the file is absent, or cannot be read.
     """
+    if not has_records(file):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
     metrics: Metrics = defaultdict(dict)
     last = 0
-    for line in file.read_bytes().splitlines():
+    for line in read_records(file).splitlines():
         try:
             values = json.loads(line)
             step = int(values.pop("step"))
@@ -116,17 +121,21 @@ def _line(name: str, curve: Mapping[int, float], number: int, factor: float) -> 
 
 def main(argv: list[str]) -> int:
     """Draw the curves of the runs that the command line names."""
-    folders = [Path(name).expanduser() for name in argv[1:]]
+    output = flags.FLAGS.output
+    try:
+        folders = [make_path(name).expanduser() for name in argv[1:]]
+        file = make_path(output).expanduser() if output else None
+    except ValueError as error:
+        return print_error(error, status=2)
     if not folders:
         return print_error("name the folder of a run, or of several", status=2)
-    output = flags.FLAGS.output
-    if len(folders) > 1 and not output:
+    if len(folders) > 1 and not file:
         return print_error("--output is needed for several runs: the picture to write, such as curves.png", status=2)
-    file = Path(output).expanduser() if output else folders[0] / PICTURE
+    file = file or folders[0] / PICTURE
     try:
         runs = {str(folder): read_metrics(folder / METRICS_FILE) for folder in folders}
         if empty := [name for name, metrics in runs.items() if not metrics]:
-            return print_error(f"{Path(empty[0]) / METRICS_FILE} holds no metrics yet", status=2)
+            return print_error(f"{make_path(empty[0]) / METRICS_FILE} holds no metrics yet", status=2)
         picture = draw_curves(runs)
         with write_atomically(file) as partial:
             picture.save(partial)

@@ -19,7 +19,7 @@ from fasseg_jax.runtime.agreement import fail_together, package_versions, requir
 from fasseg_jax.runtime.command_line import end_within, other_program
 from fasseg_jax.runtime.compilation import announce, paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
-from fasseg_jax.runtime.files import Path, named_write_errors
+from fasseg_jax.runtime.files import Path, local_folder, make_path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
 from fasseg_jax.training.batch_size import batch_size_of_run, fit_batch_size
@@ -68,6 +68,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
 
     # Data
     with fail_together():
+        for name in (config.data.root, config.train.init):
+            make_path(name)  # what no program can read is refused before anything is made
         if not config.train.fit_batch_size:
             check_batch_size(config, mesh.size)
         with named_write_errors(workdir):
@@ -131,12 +133,13 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     clock = StepClock(config.train.batch_size)
     compiled = previous = None
     stop = False
+    recording = contextlib.ExitStack()
     # Also after an error, what is being written is finished, if that does not take too long.
-    with lock, contextlib.closing(log), contextlib.closing(checkpoints), limited_end():
+    with lock, contextlib.closing(log), contextlib.closing(checkpoints), limited_end(), recording:
         ahead = () if stopping.exhausted(first_step) else read_ahead(batches, config.data, first_step)
         for step, batch in enumerate(clock.waiting(ahead), first_step + 1):
             if profile:
-                record_profile(step - first_step, workdir)
+                record_profile(step - first_step, workdir, recording)
             images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
             if compiled is None:
                 compiled = compile_step(train_step, state, images, targets, log)
@@ -154,6 +157,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
                 log.progress(step, f"loss {values['loss']:.3f}")
             if due.save:
                 mean_iou = evaluator(state, step) if due.evaluate else None
+                log.flush()  # a run that is resumed from here has logged all before
                 checkpoints.save(step, state, mean_iou)
                 stopping.add(step, mean_iou)
                 if on_first_host:
@@ -242,9 +246,10 @@ def compile_step(
     return compiled
 
 
-def record_profile(step: int, workdir: Path) -> None:
-    """Record the `PROFILED_STEPS` of this run, of which `step` is about to begin."""
+def record_profile(step: int, workdir: Path, recording: contextlib.ExitStack) -> None:
+    """Record the `PROFILED_STEPS` of this run, of which `step` is about to begin; `recording` is open meanwhile."""
     if step == PROFILED_STEPS.start:
-        jax.profiler.start_trace(str(workdir / "profile"))
+        jax.profiler.start_trace(str(recording.enter_context(local_folder(workdir / "profile"))))
     if step == PROFILED_STEPS.stop:
         jax.profiler.stop_trace()
+        recording.close()

@@ -16,7 +16,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
-from fasseg_jax.runtime.files import Path, RecordFile
+from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.record_file import RecordFile
 
 __all__ = ["METRICS_FILE", "MetricLog", "StepClock"]
 
@@ -82,6 +83,9 @@ class _Board:
         checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
         self._file.add(length + next(checksums) + content + next(checksums))
 
+    def flush(self) -> None:
+        self._file.flush()
+
     def close(self) -> None:
         self._file.close()
 
@@ -130,6 +134,12 @@ class MetricLog:
         """Print a line above the bar."""
         if self._writes:
             tqdm.write(message)
+
+    def flush(self) -> None:
+        """Upload what is logged, if the run's folder is in a bucket; elsewhere all is written at once."""
+        if self._writes:
+            self._lines.flush()
+            self._board.flush()
 
     def close(self) -> None:
         """Close the files, to which all is written."""

@@ -10,7 +10,7 @@ from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.pipeline import TrainingBatches
 from fasseg_jax.data.samples import Source
 from fasseg_jax.data.sources.registry import find_source
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, make_path, write_atomically
 from fasseg_jax.visualization.contact_sheet import SheetSample, draw_contact_sheet, samples_per_row
 
 __all__ = ["write_data_pictures"]
@@ -94,8 +94,8 @@ def _number(size: tuple[int, int]) -> int:
 
 def _short_names(samples: Iterator[SheetSample], root: str) -> Iterator[SheetSample]:
     """Names as paths below the root of the data."""
-    folder = Path(root).expanduser()
+    folder = make_path(root).expanduser()
     for sample in samples:
-        path = Path(sample.name)
+        path = make_path(sample.name)
         name = path.relative_to(folder).as_posix() if root and path.is_relative_to(folder) else sample.name
         yield SheetSample(name, sample.image, sample.labels)

@@ -4,6 +4,7 @@ variables/   the Flax variables
 metadata/    JSON: format, contents ("model" or "backbone"), configuration, class names and palette, number of samples
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -17,12 +18,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable
-from fasseg_jax.runtime.files import Path, named_write_errors
+from fasseg_jax.runtime.files import Path, in_bucket, make_path, named_write_errors, remove_folder
 from fasseg_jax.weights.checkpoint_metadata import (
     Contents,
     absolute_path,
     checkpoint_metadata,
     damaged,
+    is_complete,
     load_metadata,
     metadata_file,
 )
@@ -126,7 +128,7 @@ def save_checkpoint(
         variables=ocp.PyTreeCheckpointHandler(type_handler_registry=handlers), metadata=ocp.JsonCheckpointHandler()
     )
     # Orbax and the storage library below it raise errors of many types.
-    with named_write_errors(Path(path), (Exception,)):
+    with named_write_errors(make_path(path), (Exception,)):
         try:
             with ocp.Checkpointer(handler) as checkpointer:
                 checkpointer.save(
@@ -138,6 +140,10 @@ def save_checkpoint(
                     force=True,  # the checks above refused whatever must be kept
                 )
         except Exception:
+            if in_bucket(directory):
+                with contextlib.suppress(OSError):
+                    remove_folder(directory)
+                raise
             for _ in range(10):  # threads may still be writing to it
                 shutil.rmtree(directory.with_name(f"{directory.name}.orbax-checkpoint-tmp"), ignore_errors=True)
                 time.sleep(0.1)
@@ -156,11 +162,13 @@ def find_checkpoint(path: str | Path) -> tuple[epath.Path, str]:
     Raises:
       FileNotFoundError: the run has no checkpoint yet.
     """
-    run = epath.Path(path).expanduser()
+    run = epath.Path(make_path(path)).expanduser()
     if not (run / "checkpoints").is_dir():
         return run, ""
     steps = sorted(
-        int(step.name) for step in (run / "checkpoints").iterdir() if step.name.isascii() and step.name.isdigit()
+        int(step.name)
+        for step in (run / "checkpoints").iterdir()
+        if step.name.isascii() and step.name.isdigit() and is_complete(step)
     )
     if not steps:
         raise FileNotFoundError(f"{run}: this run has no checkpoint yet")

@@ -12,14 +12,16 @@ from ml_collections import ConfigDict
 from fasseg_jax.config import ConfigError, base_config, check_config, rename_old
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.runtime.command_line import other_program
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, in_bucket, make_path
 
 __all__ = [
     "CheckpointMetadata",
     "Contents",
     "absolute_path",
     "checkpoint_metadata",
+    "complete_copied",
     "damaged",
+    "is_complete",
     "load_metadata",
     "metadata_file",
     "parse_metadata",
@@ -27,6 +29,7 @@ __all__ = [
 
 Contents = Literal["model", "backbone"]
 
+DONE = "commit_success.txt"  # Orbax's name
 FORMAT = 1  # of the metadata; every other number is refused
 
 
@@ -75,6 +78,8 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
         if (directory / "config.json").exists():
             hint = f"; a model of transformers? convert it: {convert} --weights {path} --output CHECKPOINT"
         raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
+    if not is_complete(directory):
+        raise ValueError(f"{path}: an incomplete checkpoint; its writing was interrupted")
     try:
         text = metadata_file(directory).read_text()
     except Exception as error:  # of the storage
@@ -142,7 +147,29 @@ def damaged(path: str | Path, error: Exception) -> ValueError:
 
 def absolute_path(path: str | Path) -> epath.Path:
     """The path that Orbax wants; it may be in a bucket."""
-    return epath.Path(path).expanduser().resolve()
+    return epath.Path(make_path(path)).expanduser().resolve()
+
+
+def is_complete(directory: epath.Path) -> bool:
+    """Whether a checkpoint was written to its end. On a local disk each is: it gets its name only then.
+
+    In a bucket Orbax writes `DONE` at the end. A checkpoint that was copied there from a disk lacks it; its time of
+    completion, in another file, shows that it was complete.
+    """
+    return not in_bucket(directory) or (directory / DONE).exists() or _has_time(directory)
+
+
+def complete_copied(directory: epath.Path) -> None:
+    """Mark a complete checkpoint that was copied to a bucket, before Orbax takes it for incomplete and removes it."""
+    if in_bucket(directory) and not (directory / DONE).exists() and _has_time(directory):
+        (directory / DONE).write_text("copied from a disk")
+
+
+def _has_time(directory: epath.Path) -> bool:
+    try:
+        return bool(json.loads((directory / "_CHECKPOINT_METADATA").read_text()).get("commit_timestamp_nsecs"))
+    except (FileNotFoundError, ValueError, AttributeError):
+        return False
 
 
 def metadata_file(directory: epath.Path) -> epath.Path:

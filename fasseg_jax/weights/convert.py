@@ -4,12 +4,12 @@ import logging
 import time
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from fasseg_jax.data import data_classes
 from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.runtime.command_line import other_program
+from fasseg_jax.runtime.files import make_path
 from fasseg_jax.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fasseg_jax.weights.fitting import remove_prefix
 from fasseg_jax.weights.hugging_face import (
@@ -64,7 +64,7 @@ def convert(
     name, weights = weights, fetch(weights)
     shared = is_model_folder(weights)
     from_hugging_face = is_hugging_face_folder(weights) and not shared
-    from_checkpoint = not from_hugging_face and not shared and epath.Path(weights).is_dir()
+    from_checkpoint = not from_hugging_face and not shared and make_path(weights).is_dir()
     if (from_checkpoint or shared) and (config is not None or new_class_head):
         raise ValueError(f"{name}: a checkpoint needs no options; leave out --config and --new_class_head")
     if hugging_face and not from_checkpoint:

@@ -30,7 +30,10 @@ class RemoteError(OSError):
 def cache_folder() -> Path:
     """Where downloads are kept: $FASSEG_CACHE, or a folder below the user's folder of caches."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("FASSEG_CACHE") or Path(caches, "fasseg_jax", "downloads")).expanduser()
+    folder = os.environ.get("FASSEG_CACHE") or os.path.join(caches, "fasseg_jax", "downloads")
+    if "://" in folder:  # nothing can be appended to an object
+        raise RemoteError(f"FASSEG_CACHE={folder}: downloads are kept on a disk; name a local folder")
+    return Path(folder).expanduser()
 
 
 def download(address: str) -> Path:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import flat_fields
 from fasseg_jax.data.classes import ClassTable, load_classes
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, make_path, write_atomically
 from fasseg_jax.weights.backbones import MODEL_TYPES, kind_of
 from fasseg_jax.weights.hugging_face_config import (
     describe_model,
@@ -74,12 +74,12 @@ class HuggingFaceModel:
 
 def is_hugging_face_folder(path: str | Path) -> bool:
     """Whether the path is the folder of a model of transformers."""
-    return (Path(path) / CONFIG).is_file()
+    return (make_path(path) / CONFIG).is_file()
 
 
 def backbone_kind(folder: str | Path) -> str | None:
     """The kind of backbone that the folder holds by itself; None if it holds something else."""
-    return kind_of(_read_json(Path(folder) / CONFIG).get("model_type"))
+    return kind_of(_read_json(make_path(folder) / CONFIG).get("model_type"))
 
 
 def read_hugging_face_backbone(folder: str | Path, backbone: ConfigDict) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ def read_hugging_face_backbone(folder: str | Path, backbone: ConfigDict) -> dict
     Raises:
       FileNotFoundError, ValueError: as `read_hugging_face`; also if the folder holds another network than `backbone`.
     """
-    folder = Path(folder)
+    folder = make_path(folder)
     with _named_mistakes(folder):
         theirs = flat_fields(read_backbone(_read_json(folder / CONFIG)))
     ours = flat_fields(backbone)
@@ -121,7 +121,7 @@ def read_hugging_face(folder: str | Path) -> HuggingFaceModel:
       ValueError: the folder holds another model, the architecture is not supported (the message lists each field), or
         a file is damaged.
     """
-    folder = Path(folder)
+    folder = make_path(folder)
     description = _read_json(folder / CONFIG)
     if description.get("model_type") != "mask2former":
         raise ValueError(
@@ -152,7 +152,7 @@ def write_hugging_face(
       ValueError: the model is FASeg, or transformers does not support it for another reason; the message lists each
         field.
     """
-    folder = Path(folder)
+    folder = make_path(folder)
     description = describe_model(config, classes)
     state_dict = to_state_dict(variables, config.model, "hugging_face")
     state_dict |= _unused(state_dict, config)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, make_path
 from fasseg_jax.weights.checkpoint import Checkpoint
 from fasseg_jax.weights.hugging_face_config import is_mask2former
 
@@ -53,7 +53,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: it is absent, or no such file; the message names it.
     """
-    file = Path(folder) / "metrics.json"
+    file = make_path(folder) / "metrics.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         numbers = {name: content["metrics"][name] for name in METRICS}

@@ -7,7 +7,7 @@ preprocessor_config.json. A Mask2Former's has the names of transformers, which c
 import json
 import os
 
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, make_path, write_atomically
 from fasseg_jax.weights.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from fasseg_jax.weights.checkpoint_metadata import checkpoint_metadata, parse_metadata
 from fasseg_jax.weights.hugging_face import (
@@ -28,7 +28,7 @@ METADATA, WEIGHTS = "fasseg.json", "model.safetensors"
 
 def is_model_folder(path: str | Path) -> bool:
     """Whether the path is a folder that `write_model_folder` wrote."""
-    return (Path(path) / METADATA).is_file()
+    return (make_path(path) / METADATA).is_file()
 
 
 def load_pretrained(reference: str | os.PathLike) -> Checkpoint:
@@ -47,7 +47,7 @@ def load_pretrained(reference: str | os.PathLike) -> Checkpoint:
     path = fetch(reference)
     try:
         if is_model_folder(path):
-            return _read_model_folder(Path(path))
+            return _read_model_folder(make_path(path))
         if is_hugging_face_folder(path) and not backbone_kind(path):
             model = read_hugging_face(path)
             variables = convert_state_dict(model.state_dict, model.config.model, naming="hugging_face")
@@ -77,7 +77,7 @@ def write_model_folder(folder: str | Path, checkpoint: Checkpoint, overwrite: bo
       ValueError: the checkpoint holds only a backbone.
       WriteError: a file cannot be written.
     """
-    folder = Path(folder)
+    folder = make_path(folder)
     checkpoint.require_whole_model()
     if folder.is_file():
         raise FileExistsError(f"{folder}: is a file; name a directory")

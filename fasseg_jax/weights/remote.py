@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, local_copy
 from fasseg_jax.weights.download import RemoteError, download
 
 __all__ = ["RemoteError", "fetch", "is_remote", "upload"]
@@ -81,7 +81,8 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
     def call() -> str:
         api = hub.HfApi(library_name="fasseg_jax")
         address = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model of fasseg_jax")
+        with local_copy(folder) as copy:
+            api.upload_folder(repo_id=name, folder_path=copy, commit_message="Upload a model of fasseg_jax")
         return str(address)
 
     return _refusing(f"hf://{name}", call)

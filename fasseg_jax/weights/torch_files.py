@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fasseg_jax.runtime.files import Path, named_write_errors, write_atomically
+from fasseg_jax.runtime.files import Path, in_bucket, local_copy, make_path, named_write_errors, write_atomically
 from fasseg_jax.weights.safe_pickle import RefusedError, shorten
 from fasseg_jax.weights.stand_ins import PickledArray, Tensor
 from fasseg_jax.weights.torch_format import read_pickle_file, read_zip_file
@@ -60,7 +60,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       ValueError: the file is damaged, of another kind, holds more than data, or holds no weights. The message names
         the file and says what to do.
     """
-    path = Path(path)
+    path = make_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     name = path.name.lower()
@@ -69,6 +69,12 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     _refuse_failed_downloads(path)
     if name.endswith(".index.json"):
         return _read_shards(path)
+    if in_bucket(path):
+        with local_copy(path) as copy:  # its arrays stay readable when the copy is removed
+            try:
+                return read_state_dict(copy)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(copy), str(path))) from error
     content = _read_safetensors(path) if name.endswith(".safetensors") else _read_pickle(path)
     return _state_dict_in(content, path)
 
@@ -88,7 +94,7 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray], ove
       ValueError: the file has another ending.
       WriteError: the file cannot be written.
     """
-    path = Path(path)
+    path = make_path(path)
     if path.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{path}: weights are written as .safetensors or .pth; give the file one of these endings")
     if path.exists() and not overwrite:

@@ -1,10 +1,16 @@
 """The checks of annotations while tests run."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from beartype import BeartypeConf, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 
-CONFIGURATION = BeartypeConf(is_pep484_tower=True)  # an int is a float, as for mypy
+from fasseg_jax.runtime.buckets import BucketPath
+
+CONFIGURATION = BeartypeConf(
+    is_pep484_tower=True,  # an int is a float, as for mypy
+    hint_overrides=FrozenDict({Path: Path | BucketPath}),  # which has the same methods
+)
 
 
 def check_calls(function: Callable) -> Callable:

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from fasseg_jax.runtime.command_line import one_line
-from fasseg_jax.runtime.files import Path, RecordFile, WriteError, list_files, write_atomically
+from fasseg_jax.runtime.files import Path, WriteError, list_files, write_atomically
+from fasseg_jax.runtime.record_file import RecordFile
 from fasseg_jax.weights.torch_files import write_state_dict
 from tests.helpers.full_disk import limited_files
 

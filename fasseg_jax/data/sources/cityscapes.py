@@ -7,7 +7,7 @@ from fasseg_jax.data.classes import ClassTable, load_classes
 from fasseg_jax.data.labels import UNKNOWN, label_table
 from fasseg_jax.data.sources.folder import FolderSource, data_root, files_by_name, pair_files
 
-__all__ = ["open_cityscapes"]
+__all__ = ["label_id_table", "open_cityscapes"]
 
 FOLDERS = {"training": "train", "validation": "val"}
 TRAIN_IDS, LABEL_IDS = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
@@ -35,12 +35,13 @@ def open_cityscapes(data: ConfigDict, split: str, classes: ClassTable) -> Folder
     label_ids = np.array(load_classes("cityscapes").label_ids)
     table = label_table(len(classes), data.ignore_label)
     if ending == LABEL_IDS:
-        table = _label_id_table(label_ids, data.ignore_label)
+        table = label_id_table(data.ignore_label)
     return FolderSource(pair_files(photos, label_maps), classes, table, label_ids, data.label_orientation)
 
 
-def _label_id_table(label_ids: np.ndarray, ignore_label: int) -> np.ndarray:
+def label_id_table(ignore_label: int) -> np.ndarray:
     """The training ids of Cityscapes' 34 label ids, and of 255, which stands for the -1 of license plates."""
+    label_ids = np.array(load_classes("cityscapes").label_ids)
     table = np.full(65536, UNKNOWN, np.int32)
     table[[*range(NUM_LABEL_IDS), 255]] = ignore_label
     table[label_ids] = np.arange(len(label_ids))

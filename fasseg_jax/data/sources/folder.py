@@ -22,7 +22,7 @@ from fasseg_jax.data.labels import (
     read_file,
 )
 from fasseg_jax.data.samples import Sample
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.files import Path, file_state, make_path
 
 __all__ = [
     "FolderSource",
@@ -141,7 +141,7 @@ def data_root(data: ConfigDict) -> Path:
     """The folder `config.data.root`; a `DataError` if it is empty."""
     if not data.root:
         raise DataError("config.data.root is empty: set --config.data.root=FOLDER, the folder of the data")
-    return Path(data.root).expanduser()
+    return make_path(data.root).expanduser()
 
 
 def files_by_name(folder: Path, *endings: str) -> tuple[NamedFiles, str]:
@@ -187,10 +187,9 @@ def pair_files(photos: NamedFiles, label_maps: NamedFiles) -> Pairing:
 def file_version(path: Path) -> str:
     """Size in bytes and time of the last change in ns, which tell a file from later ones of the same name."""
     try:
-        status = path.stat()
+        return file_state(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _fingerprint(pairs: tuple[tuple[Path, Path], ...]) -> str:

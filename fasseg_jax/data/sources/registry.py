@@ -12,6 +12,7 @@ from fasseg_jax.data.sources.array_record import open_prepared
 from fasseg_jax.data.sources.cityscapes import open_cityscapes
 from fasseg_jax.data.sources.folder import data_root, find_splits, open_folder
 from fasseg_jax.data.sources.shapes import open_shapes
+from fasseg_jax.data.sources.tfds_folder import find_data_set
 from fasseg_jax.runtime.files import Path
 
 __all__ = ["SOURCES", "data_classes", "describe_data", "find_source", "open_source"]
@@ -66,13 +67,23 @@ def data_classes(data: ConfigDict) -> ClassTable:
     """Names and colors of the classes, from the table that `data.dataset` names, or else from the folder `data.root`.
 
     Raises:
-      DataError: the folder holds no class table, or `data.root` is empty.
+      DataError: the folder holds no class table, `data.root` is empty, or there is no such prepared data set.
       FileNotFoundError: `data.dataset` names no class table.
       ValueError: the table is not a class table; the message names the line.
     """
     if data.dataset:
         return load_classes(data.dataset)
-    return folder_classes(data_root(data), data.ignore_label, data.reduce_zero_label)
+    root = data_root(data)
+    if data.source == "tfds":
+        prepared = find_data_set(root, data.tfds.name)
+        named = [folder for folder in (prepared, root) if class_file(folder) is not None]
+        if not named:
+            raise DataError(
+                f"{prepared} has no names of classes: give a table of them, --config.data.dataset=FILE.csv, or "
+                f"write {root / CLASS_FILES[1]}, one name a line"
+            )
+        root = named[0]
+    return folder_classes(root, data.ignore_label, data.reduce_zero_label)
 
 
 def describe_data(data: ConfigDict) -> list[str]:
