@@ -5,6 +5,8 @@ import http.client
 import io
 import json
 import signal
+import subprocess
+import sys
 import threading
 
 import jsonschema
@@ -21,6 +23,7 @@ from fasseg_jax.serving.batcher import Batcher
 from fasseg_jax.serving.limits import Limits, PixelBudget
 from fasseg_jax.serving.openapi import openapi_document
 from fasseg_jax.visualization.overlay import draw_overlay
+from tests.helpers import ROOT
 from tests.helpers.stand_ins import Brightness
 from tests.helpers.tiny import photo, tiny_model
 from tests.serving.test_hostile_clients import wait_until
@@ -274,11 +277,6 @@ def test_pixels_in_memory_are_bounded_and_large_photos_get_their_turn():
 @pytest.mark.slow
 def test_photos_in_progress_are_answered_before_the_end(number, tmp_path):
     """The program with a stand-in that takes a second; a second signal is not needed."""
-    import subprocess
-    import sys
-
-    from tests.helpers import ROOT
-
     program = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
