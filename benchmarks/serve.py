@@ -56,7 +56,7 @@ def photo_files(count: int) -> list[bytes]:
 
 def post(port: int, file: bytes, form: str = "labels") -> tuple[int, str | None]:
     """Send a photo: the status and Retry-After."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3600)
     connection.request("POST", f"/segment?format={form}", file)
     response = connection.getresponse()
     response.read()
