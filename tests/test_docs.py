@@ -15,7 +15,9 @@ from flax.traverse_util import flatten_dict
 
 import fasseg_jax
 from fasseg_jax.config import base_config, convnext, resnet, swin, vit
+from fasseg_jax.inference.label_files import LABEL_FORMATS
 from fasseg_jax.programs.commands import COMMANDS
+from fasseg_jax.serving.limits import Limits
 from tests.helpers import ROOT
 
 DOCS = ROOT / "docs"
@@ -97,6 +99,29 @@ def test_all_flags_are_shown():
     flags = {flag.name: flag for flag in programs.flags_of((ROOT / "fasseg_jax/programs/train.py").read_text("utf-8"))}
     assert flags["config"].default == '"configs/shapes.py"'
     assert flags["workdir"] == programs.Flag("workdir", "", "Folder of the run; made if absent.")
+
+
+def test_names_in_flags_are_resolved():
+    """Constants of the module and of others, and the defaults of fields; other expressions are shown as they are."""
+    programs = hook("programs")
+    source = """
+from fasseg_jax.inference.label_files import LABEL_FORMATS
+from fasseg_jax.serving.limits import Limits
+from absl import flags
+SIDE = 3
+flags.DEFINE_enum("kind", None, LABEL_FORMATS, "Which.")
+flags.DEFINE_integer("side", SIDE, "Pixels.")
+flags.DEFINE_integer("waiting", Limits.waiting, "Photos.")
+flags.DEFINE_list("list", list(LABEL_FORMATS), "Some.")
+flags.DEFINE_integer("other", flags.NUMBER, "Any.")
+"""
+    kind, *others = programs.flags_of(source)
+    assert kind == programs.Flag("kind", "", "Which. One of `labelme`, `coco`.")
+    assert [flag.default for flag in others] == ["3", str(Limits.waiting), "list(LABEL_FORMATS)", "flags.NUMBER"]
+    shown = {
+        flag.name: flag for flag in programs.flags_of((ROOT / "fasseg_jax/programs/predict.py").read_text("utf-8"))
+    }
+    assert shown["write_labels"].help.endswith(f"One of {', '.join(f'`{name}`' for name in LABEL_FORMATS)}.")
 
 
 def test_commands_name_flags_that_exist():

@@ -25,7 +25,8 @@ MAY_IMPORT = {
         *("evaluation", "inference", "losses", "weights", "models", "visualization", "data", "config", "runtime"),
     },
     "export": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
-    "demo": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
+    "serving": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
+    "demo": {"serving", "runtime"},
     "summary": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "programs": {
         *("training", "evaluation", "inference", "weights", "importing", "visualization", "data", "config", "runtime"),

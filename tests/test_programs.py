@@ -22,6 +22,7 @@ NEEDED = {  # program -> arguments that it needs besides --config; None: it has 
     "convert.py": ["--weights=absent", "--output=absent"],
     "fasseg_jax.summary": [],
     "fasseg_jax.data.tfds": ["--output=absent"],
+    "fasseg_jax.serving": None,
     "fasseg_jax.demo": None,
     "fasseg_jax.importing": None,
     "fasseg_jax.export": None,
@@ -32,6 +33,7 @@ NEEDED = {  # program -> arguments that it needs besides --config; None: it has 
     "fasseg check": [],
     "fasseg import": None,
     "fasseg export": None,
+    "fasseg serve": None,
     "fasseg demo": None,
     "fasseg summary": [],
     "fasseg curves": None,
@@ -56,11 +58,11 @@ def test_the_commands_are_listed_without_importing_jax():
 
 
 def test_there_is_no_such_command():
-    cases = [["fasseg", "trian"], ["fasseg", "--confg=x"], ["fasseg", "serve\n"], ["fasseg"], ["fasseg", "--version"]]
-    trian, flag, serve, nothing, version = run_all(cases)
+    cases = [["fasseg", "trian"], ["fasseg", "--confg=x"], ["fasseg", "curve\n"], ["fasseg"], ["fasseg", "--version"]]
+    trian, flag, curve, nothing, version = run_all(cases)
     assert trian == [2, "", "fasseg: there is no command 'trian'; did you mean train?\n"]
     assert flag[0] == 2 and flag[2].startswith("fasseg: there is no command '--confg=x'; choose one of train, eval, ")
-    assert serve[0] == 2 and serve[2].count("\n") == 1
+    assert curve[0] == 2 and curve[2].count("\n") == 1
     assert nothing[0] == 0 and nothing[1].startswith("FASeg in JAX")
     assert version == [0, f"fasseg_jax {fasseg_jax.__version__}\n", ""]
 

@@ -30,16 +30,17 @@ def flags_of(source: str) -> list[Flag]:
     Raises:
       ValueError: a flag has no help.
     """
+    module = ast.parse(source)
     return [
-        _absl_flag(call) if call.func.attr.startswith("DEFINE_") else _argparse_flag(call)
-        for call in ast.walk(ast.parse(source))
+        _absl_flag(call, module) if call.func.attr.startswith("DEFINE_") else _argparse_flag(call, module)
+        for call in ast.walk(module)
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)
         and (call.func.attr.startswith("DEFINE_") or call.func.attr == "add_argument")
     ]
 
 
-def _absl_flag(call: ast.Call) -> Flag:
+def _absl_flag(call: ast.Call, module: ast.Module) -> Flag:
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     help_text = keywords.get("help_string") or keywords.get("help")
     values = call.args[1:]
@@ -47,17 +48,21 @@ def _absl_flag(call: ast.Call) -> Flag:
         *values, help_text = values
     default = keywords.get("default", values[0] if values else None)
     if call.func.attr == "DEFINE_enum":
-        return _flag(call.args[0], default, help_text, call.args[2])
-    return _flag(call.args[0], default, help_text)
+        return _flag(module, call.args[0], default, help_text, call.args[2])
+    return _flag(module, call.args[0], default, help_text)
 
 
-def _argparse_flag(call: ast.Call) -> Flag:
+def _argparse_flag(call: ast.Call, module: ast.Module) -> Flag:
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-    return _flag(call.args[0], keywords.get("default"), keywords.get("help"), keywords.get("choices"))
+    return _flag(module, call.args[0], keywords.get("default"), keywords.get("help"), keywords.get("choices"))
 
 
 def _flag(
-    name: ast.expr, default: ast.expr | None, help_text: ast.expr | None, choices: ast.expr | None = None
+    module: ast.Module,
+    name: ast.expr,
+    default: ast.expr | None,
+    help_text: ast.expr | None,
+    choices: ast.expr | None = None,
 ) -> Flag:
     name = ast.literal_eval(name).lstrip("-")
     try:
@@ -65,9 +70,39 @@ def _flag(
     except ValueError:
         raise ValueError(f"docs: the flag --{name} needs a plain string as its help") from None
     if choices is not None:
-        text = f"{text} One of {', '.join(f'`{choice}`' for choice in ast.literal_eval(choices))}."
+        text = f"{text} One of {', '.join(f'`{choice}`' for choice in ast.literal_eval(_resolved(choices, module)))}."
+    default = None if default is None else _resolved(default, module)
     shown = "" if default is None or ast.unparse(default) in ("None", "''") else ast.unparse(default).replace("'", '"')
     return Flag(name, shown, text)
+
+
+def _resolved(node: ast.expr, module: ast.Module) -> ast.expr:
+    """The value of a constant, `NAME`, or of a field's default, `Class.name`, that a module defines or imports.
+
+    Other expressions stay as they are.
+    """
+    if isinstance(node, ast.Name):
+        found = _definition(node.id, module)
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        owner = _definition(node.value.id, module)
+        found = _definition(node.attr, owner) if isinstance(owner, ast.ClassDef) else None
+    else:
+        found = None
+    return found if isinstance(found, ast.expr) else node
+
+
+def _definition(name: str, scope: ast.Module | ast.ClassDef) -> ast.expr | ast.ClassDef | None:
+    """What a module or class calls by a name: a value or a class; also in the module from which it imports the name."""
+    for statement in scope.body:
+        match statement:
+            case ast.ClassDef(name=found) if found == name:
+                return statement
+            case ast.Assign(targets=[ast.Name(id=found)]) | ast.AnnAssign(target=ast.Name(id=found)) if found == name:
+                return statement.value
+            case ast.ImportFrom(module=str(source), names=names) if name in {alias.name for alias in names}:
+                path = ROOT / Path(*source.split(".")).with_suffix(".py")
+                return _definition(name, ast.parse(path.read_text("utf-8"))) if path.is_file() else None
+    return None
 
 
 def program_section(file: str) -> str:

@@ -1,1 +1,1 @@
-"""A web page for trying a model: `fasseg demo`."""
+"""The name of `fasseg serve` in version 0.1."""

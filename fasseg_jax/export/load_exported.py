@@ -7,11 +7,16 @@ This file needs only JAX, NumPy and flatbuffers (`pip install jax flatbuffers`),
     model = load("model.npz")
     labels = model(photo)  # uint8 (H, W, 3), RGB, one of model.sizes -> (H, W), class ids
     names, colors = model.names, model.palette[labels]
+
+The first photo of a size compiles its function. `load` has JAX keep the programs on disk, so that the next start loads
+them.
 """
 
 import hashlib
 import json
 import os
+import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 __all__ = ["ExportedModel", "FORMAT", "load"]
 
@@ -61,6 +67,9 @@ class ExportedModel:
 def load(path: str | os.PathLike) -> ExportedModel:
     """Load a file, and the weights beside it if they are separate. The only code in it that runs is jax.export's.
 
+    Compiled programs are kept in ~/.cache/fasseg_jax, unless JAX_COMPILATION_CACHE_DIR or jax.config names another
+    folder.
+
     Raises:
       FileNotFoundError: the file does not exist, or the weights are not beside it.
       ValueError: the file is not an exported model, is of another format or a later JAX, or is damaged; or the weights
@@ -77,10 +86,29 @@ def load(path: str | os.PathLike) -> ExportedModel:
         if weights_file.is_file() and hashlib.sha256(weights_file.read_bytes()).hexdigest() != separate["sha256"]:
             raise ValueError(f"{weights_file}: not the weights that {file.name} was exported with, or damaged")
         weights = _read(weights_file)
+    _keep_programs()
     try:
         return ExportedModel(metadata, contents, {name: weights[name] for name in metadata["weights"]})
     except Exception as error:  # jax.export raises nearly anything for damaged bytes
         raise _damaged(file, error) from error
+
+
+def _keep_programs() -> None:
+    """Turn JAX's cache on disk on, unless the program has."""
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return
+    try:
+        folder = Path.home() / ".cache" / "fasseg_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:  # a `RuntimeError` if the user has no home
+        message = f"compiled programs are not kept ({error}); JAX_COMPILATION_CACHE_DIR names a folder for them"
+        warnings.warn(message, stacklevel=3)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()  # JAX has looked for the folder if it compiled anything before
 
 
 def _metadata(file: Path, text: bytes) -> dict[str, Any]:

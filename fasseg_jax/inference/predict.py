@@ -23,7 +23,7 @@ from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.buckets import SCHEME
-from fasseg_jax.runtime.command_line import one_line, program_name
+from fasseg_jax.runtime.command_line import one_line, other_program, program_name
 from fasseg_jax.runtime.compilation import CompileTimer
 from fasseg_jax.runtime.files import Path, local_copy, local_folder, make_path, write_atomically
 from fasseg_jax.runtime.preemption import Interruption
@@ -184,10 +184,11 @@ def _path_in_input(path: Path, options: PredictionOptions) -> str:
 def _import_command(labels: Path, options: PredictionOptions) -> str:
     """The command that makes a data set of corrected labels, with the ids and colors of the model's classes."""
     photos = make_path(options.input) if options.input else options.output
-    command = ["python", "-m", "fasseg_jax.importing", "--input", str(labels), "--output", "DATA"]
+    command = ["--input", str(labels), "--output", "DATA"]
     if options.write_labels == "coco":
         command += ["--photos", str(photos if photos.is_dir() else photos.parent)]
-    return shlex.join([*command, "--classes", str(options.output / "classes.csv"), "--unlabeled", "ignore"])
+    command += ["--classes", str(options.output / "classes.csv"), "--unlabeled", "ignore"]
+    return f"{other_program('import')} {shlex.join(command)}"
 
 
 def _check_name(path: Path, name: Path) -> None:

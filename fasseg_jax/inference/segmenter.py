@@ -152,6 +152,19 @@ class Segmenter:
         for key, result in self.results(photos, batch_size):
             yield key, result.labels
 
+    @property
+    def batches_pay(self) -> bool:
+        """Whether the devices compute several photos of one shape in less time than one by one; not so on CPUs."""
+        return self._mesh.devices.flat[0].platform not in PHOTO_BY_PHOTO
+
+    def padded_shapes(self, image: np.ndarray) -> tuple[tuple[int, int], ...]:
+        """The padded (height, width) of each view of a photo. Photos of equal shapes can share batches.
+
+        Raises:
+          ValueError: the image is not a uint8 array (H, W, 3).
+        """
+        return PhotoViews(image, self.config).shapes
+
     def announce_once(self, program: str, shape: tuple[int, int]) -> None:
         """Announce that `program` is compiled for inputs of `shape`, (height, width), if it was not announced yet."""
         message = (
@@ -171,7 +184,7 @@ class Segmenter:
     ) -> Iterator[tuple[Key, Segmentation]]:
         """Segment many photos as `segment_all` does, and yield (key, result) of each, with what is asked for."""
         devices = list(self._mesh.devices.flat)
-        per_device = 1 if devices[0].platform in PHOTO_BY_PHOTO else batch_size
+        per_device = batch_size if self.batches_pay else 1
         make_input = functools.partial(_network_input, size=per_device * len(devices))
         complete: list[_Photo] = []
         planned = (_Photo(key, image, self.config, scores, uncertainty) for key, image in photos)

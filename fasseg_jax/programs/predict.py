@@ -27,6 +27,7 @@ wrong usage; 75 a video was interrupted (it can be played as far as it goes).
 from absl import flags, logging
 
 from fasseg_jax.config import config_flags
+from fasseg_jax.inference.label_files import LABEL_FORMATS
 from fasseg_jax.inference.predict import (
     PredictionOptions,
     find_photos,
@@ -140,9 +141,7 @@ def define_flags() -> None:
         "scores", False, "Also write NAME_scores.npy: (H, W, K) float16, 300 bytes per pixel for 150 classes."
     )
     flags.DEFINE_bool("explain", False, "Also write NAME_explanation.png: what the decoder looks at.")
-    flags.DEFINE_enum(
-        "write_labels", None, ["labelme", "coco"], "Also write the predictions as polygons, to correct them."
-    )
+    flags.DEFINE_enum("write_labels", None, LABEL_FORMATS, "Also write the predictions as polygons, to correct them.")
     flags.DEFINE_bool("multi_scale", False, "Average over several sizes of a photo, each also flipped.")
     flags.DEFINE_bool("sliding_window", False, "Average over overlapping windows of a photo.")
     flags.DEFINE_integer(

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,20 @@ model = load(sys.argv[1])
 for height, width in model.sizes:
     np.save(f"labels_{height}x{width}.npy", model(np.load(f"photo_{height}x{width}.npy")))
 print(model.names[1], model.palette[1].tolist(), model.platforms)
+"""
+
+
+# Compiles something before the model, as servers do, and counts what JAX looked up in its cache and found there.
+COUNTING = """
+import collections, json, sys
+sys.modules |= dict.fromkeys(("fasseg_jax", "flax", "ml_collections", "orbax", "safetensors", "absl"))
+import jax, numpy as np
+jax.jit(lambda x: x + 1)(1)
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition("/")[2]]))
+from load_exported import load
+labels = load(sys.argv[1])(np.load("photo.npy"))
+print(json.dumps([events["compile_requests_use_cache"], events["cache_hits"], labels.tolist()]))
 """
 
 
@@ -71,6 +86,38 @@ def test_a_process_with_only_jax_gives_the_same_labels(checkpoint, exported, tmp
         labels = np.load(tmp_path / f"labels_{height}x{width}.npy")
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, expected_labels(checkpoint, (height, width)))
+
+
+@pytest.mark.slow
+def test_the_second_start_compiles_nothing(checkpoint, exported, tmp_path):
+    """Programs are kept in the user's cache, or where JAX was told to; a folder that cannot be written is named."""
+    shutil.copy(ROOT / "fasseg_jax" / "export" / "load_exported.py", tmp_path)
+    np.save(tmp_path / "photo.npy", photo(*SIZES[1]))
+    expected = expected_labels(checkpoint, SIZES[1]).tolist()
+
+    def start(**variables):
+        environment = {name: os.environ[name] for name in ("PATH", "JAX_PLATFORMS") if name in os.environ} | variables
+        command = [sys.executable, "-c", COUNTING, str(exported)]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        *counts, labels = json.loads(run.stdout)
+        assert labels == expected
+        return counts, run.stderr
+
+    cache = tmp_path / "home" / ".cache" / "fasseg_jax"
+    (asked, found), errors = start(HOME=str(tmp_path / "home"))
+    assert asked >= 1 and found == 0 and "not kept" not in errors
+    kept = {file.name: file.read_bytes() for file in cache.glob("*-cache")}
+    assert len(kept) == asked
+    assert start(HOME=str(tmp_path / "home"))[0] == [asked, asked]
+    assert {file.name: file.read_bytes() for file in cache.glob("*-cache")} == kept
+
+    own = tmp_path / "own"
+    start(HOME=str(tmp_path / "other"), JAX_COMPILATION_CACHE_DIR=str(own))
+    assert any(own.glob("*-cache")) and not (tmp_path / "other").exists()
+
+    (tmp_path / "file").touch()
+    counts, errors = start(HOME=str(tmp_path / "file"))
+    assert counts[1] == 0 and "compiled programs are not kept" in errors
 
 
 def test_separate_weights(checkpoint, exported, tmp_path):

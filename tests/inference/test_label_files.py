@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shlex
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from pycocotools.coco import COCO
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.importing.class_lists import read_class_list
+from fasseg_jax.inference import predict
 from fasseg_jax.inference.label_files import LABEL_FORMATS, LabelFiles
 from fasseg_jax.inference.outlines import find_outlines
+from fasseg_jax.inference.predict import PredictionOptions
 from fasseg_jax.runtime.files import Path, WriteError
 from tests.helpers.full_disk import limited_files
 from tests.helpers.import_cases import class_names, ragged_labels, read_labels, run_import, write_photo
@@ -96,6 +99,19 @@ def test_importing_gives_the_predicted_label_maps_back(tmp_path, kind):
     np.testing.assert_array_equal(result.classes.palette, CLASSES.palette)
     for name, labels in zip(names, label_maps, strict=True):
         np.testing.assert_array_equal(read_labels(data, Path(name).with_suffix("").as_posix()), labels)
+
+
+def test_the_printed_command_starts_the_import_as_this_program_was_started(monkeypatch):
+    options = PredictionOptions(output=Path("re sults"), input="photos/a.jpg", write_labels="coco")
+    for program in ("fasseg predict", "predict.py"):  # a clone has no import.py
+        monkeypatch.setattr("sys.argv", [program])
+        command = predict._import_command(Path("re sults/coco"), options)
+        name, *arguments = shlex.split(command)[:1] + shlex.split(command)[2:]
+        assert command.startswith("fasseg import ") and name == "fasseg"
+        assert arguments == [
+            *("--input", "re sults/coco", "--output", "DATA", "--photos", "photos"),
+            *("--classes", "re sults/classes.csv", "--unlabeled", "ignore"),
+        ]
 
 
 @pytest.mark.parametrize("kind", LABEL_FORMATS)

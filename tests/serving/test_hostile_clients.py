@@ -1,4 +1,4 @@
-"""The demo's server against slow, malformed and vanishing clients: raw sockets, and a stand-in for the network."""
+"""The server against slow, malformed and vanishing clients: raw sockets, and a stand-in for the network."""
 
 import contextlib
 import http.client
@@ -15,33 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fasseg_jax.data.classes import load_classes
-from fasseg_jax.demo.server import DemoServer, Limits
-from fasseg_jax.inference.segmenter import Segmentation
+from fasseg_jax.serving.limits import Limits
+from fasseg_jax.serving.server import PhotoServer
+from tests.helpers.stand_ins import Brightness
 
 HOST = b"Host: localhost\r\n"
 HEAD = b"POST /segment HTTP/1.1\r\n" + HOST
 
 
-class Brightness:
-    """A stand-in for the network: the class is the brightness. It waits while `open` is not set."""
-
-    classes = load_classes("cityscapes")
-
-    def __init__(self):
-        self.open = threading.Event()
-        self.open.set()
-        self.entered = threading.Semaphore(0)
-
-    def __call__(self, image):
-        self.entered.release()
-        assert self.open.wait(30)
-        return Segmentation((image[..., 0] // 16).astype(np.uint8))
-
-
 @contextlib.contextmanager
 def serve(segmenter=None, **limits):
-    with DemoServer(segmenter or Brightness(), limits=Limits(**limits)) as server:
+    with PhotoServer(segmenter or Brightness(), limits=Limits(**limits)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
@@ -92,9 +76,9 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-def free(server):
-    """How many uploads and how many connections the server would still take."""
-    return server.uploads._value, server.connections._value
+def busy(server):
+    """How many uploads, waiting photos and connections the server has."""
+    return server.uploads.taken, server.waiting.taken, server.connections.taken
 
 
 MALFORMED = [  # request, status, what the error says
@@ -145,7 +129,7 @@ def test_malformed_requests_are_refused_in_words(capsys):
             got, error = exchange(server, request)
             assert got == status and message in error, (request[:80], got, error)
         assert exchange(server, upload())[0] == 200  # the server continues
-        wait_until(lambda: free(server) == (4, 128))
+        wait_until(lambda: busy(server) == (0, 0, 0))
     assert capsys.readouterr().err == ""
 
 
@@ -161,7 +145,7 @@ def test_slow_uploads_end_at_a_deadline():
     """Clients that send a byte now and then take all slots: others hear so at once, and the slots come back."""
     with serve(uploads=2, seconds=1) as server, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connect(server, HEAD + b"Content-Length: 1000\r\n\r\n")) for _ in range(2)]
-        wait_until(lambda: free(server)[0] == 0)
+        wait_until(lambda: server.uploads.taken == 2)
         begin = time.monotonic()
         status, error = exchange(server, upload())
         assert status == 503 and "Too many photos at once" in error
@@ -172,14 +156,33 @@ def test_slow_uploads_end_at_a_deadline():
                     connection.sendall(b"x")
             time.sleep(0.1)
             assert time.monotonic() < begin + 10
-            if free(server)[0] == 2:
+            if server.uploads.taken == 0:
                 statuses = [answer(connection) for connection in slow]
         assert statuses == [(408, "The photo did not arrive within 1 s.")] * 2
         assert exchange(server, upload())[0] == 200
 
 
+def test_slow_clients_keep_nobody_out():
+    """Uploads that come slower than allowed end early, and take no place of the photos that wait."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 70, 3), np.uint8)).save(file, "PNG")
+    request = HEAD + b"Content-Length: %d\r\n\r\n" % len(file.getvalue()) + file.getvalue()
+    with serve(uploads=3, waiting=1, patience=0.5, bytes_per_second=5000) as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connect(server, request[:200])) for _ in range(2)]
+        wait_until(lambda: server.uploads.taken == 2)
+        assert [exchange(server, request)[0] for _ in range(5)] == [200] * 5
+        assert {answer(connection) for connection in slow} == {
+            (408, "The photo arrived at less than 5000 bytes per second.")
+        }
+        with connect(server, request[:200]) as connection:  # 5 parts of 20 kB/s, after the half second
+            for start in range(200, len(request), 4000):
+                time.sleep(0.2)
+                connection.sendall(request[start : start + 4000])
+            assert answer(connection)[0] == 200 and len(request) > 12_000
+
+
 def test_slow_headers_end_at_a_deadline(capsys):
-    with serve(seconds=0.5) as server:
+    with serve(patience=0.5) as server:
         for beginning in (b"", b"POST", HEAD, HEAD + b"Content-Len"):
             with connect(server, beginning) as connection, contextlib.suppress(OSError):
                 end = time.monotonic() + 10
@@ -188,7 +191,7 @@ def test_slow_headers_end_at_a_deadline(capsys):
                     if select_readable(connection):
                         break
                 assert time.monotonic() < end and connection.recv(100) == b""
-        wait_until(lambda: free(server) == (4, 128))
+        wait_until(lambda: busy(server) == (0, 0, 0))
     assert capsys.readouterr().err == ""
 
 
@@ -206,11 +209,11 @@ def select_readable(connection):
 def test_connections_are_bounded():
     with serve(connections=3) as server:
         held = [connect(server) for _ in range(3)]
-        wait_until(lambda: server.connections._value == 0)
+        wait_until(lambda: server.connections.taken == 3)
         with connect(server) as connection:
             assert answer(connection)[0] == 503
         held.pop().close()
-        wait_until(lambda: server.connections._value == 1)
+        wait_until(lambda: server.connections.taken == 2)
         assert exchange(server, upload())[0] == 200
         for connection in held:
             connection.close()
@@ -224,22 +227,22 @@ def test_a_client_that_vanishes_frees_its_slot(leave, capsys):
         beginnings = (b"", b"\r", request[:7], HEAD, HEAD + b"Content-L", request[: len(request) // 2], request[:-1])
         for beginning in beginnings:  # before the request, within its line, its headers and its body
             leave(connect(server, beginning))
-            wait_until(lambda: free(server) == (2, 128))
+            wait_until(lambda: busy(server) == (0, 0, 0))
         segmenter.open.clear()
         first, second = connect(server, request), connect(server, request)
-        wait_until(lambda: free(server)[0] == 0)
+        wait_until(lambda: server.waiting.taken == 2)
         assert segmenter.entered.acquire(timeout=20)
         leave(second)  # while it waits for its turn
         leave(first)  # while the network computes
         segmenter.open.set()
-        wait_until(lambda: free(server) == (2, 128))
+        wait_until(lambda: busy(server) == (0, 0, 0))
         for request in (b"GET / HTTP/1.1\r\n" + HOST + b"\r\n", upload(2000, 1500)):  # while it reads the answer
             connection = connect(server, request)
             assert len(connection.recv(5)) == 5
             leave(connection)
-            wait_until(lambda: free(server) == (2, 128))
+            wait_until(lambda: busy(server) == (0, 0, 0))
         leave(connect(server, HEAD + b"Content-Length: 99999999\r\n\r\nabc"))  # while the server reads what it refused
-        wait_until(lambda: free(server) == (2, 128))
+        wait_until(lambda: busy(server) == (0, 0, 0))
         assert exchange(server, upload())[0] == 200
     assert capsys.readouterr().err == ""
 
@@ -248,7 +251,7 @@ def test_an_error_is_one_line(capsys):
     """Of the network, and of the server itself."""
 
     class Broken(Brightness):
-        def __call__(self, image):
+        def labels(self, image):
             raise TimeoutError("the device\ndid not answer")
 
     with serve(Broken()) as server:
@@ -258,7 +261,7 @@ def test_an_error_is_one_line(capsys):
     with serve() as server:
         server.limits = None
         assert exchange(server, upload())[0] is None
-        wait_until(lambda: server.connections._value == 128)
+        wait_until(lambda: server.connections.taken == 0)
         server.limits = Limits()
         assert exchange(server, upload())[0] == 200
     errors = capsys.readouterr().err
@@ -278,7 +281,7 @@ def test_many_requests_leave_nothing_behind():
                     request = (upload(200, 300), b"GET / HTTP/1.1\r\n" + HOST + b"\r\n", HEAD + b"\r\n")[index % 4]
                     with connect(server, request) as connection:
                         assert connection.recv(12) == b"HTTP/1.0 " + (b"200", b"200", b"411")[index % 4]
-            wait_until(lambda: free(server) == (4, 128))
+            wait_until(lambda: busy(server) == (0, 0, 0))
             wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
             wait_until(lambda: threading.active_count() <= threads)
 

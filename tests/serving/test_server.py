@@ -1,4 +1,4 @@
-"""The demo's server over HTTP, and its page in a browser."""
+"""The server over HTTP, and its page in a browser."""
 
 import base64
 import contextlib
@@ -17,11 +17,13 @@ import pytest
 from PIL import Image
 
 from fasseg_jax.data.classes import ClassTable, load_classes
-from fasseg_jax.demo.server import DemoServer, Limits
-from fasseg_jax.inference.segmenter import Segmentation, Segmenter
+from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.serving.limits import Limits
+from fasseg_jax.serving.server import PhotoServer
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers import ROOT
 from tests.helpers.browser import open_browser
+from tests.helpers.stand_ins import Brightness
 from tests.helpers.tiny import photo, tiny_model
 
 CLASSES = load_classes("cityscapes")
@@ -34,7 +36,7 @@ def segmenter():
 
 @contextlib.contextmanager
 def serve(segmenter, **limits):
-    with DemoServer(segmenter, limits=Limits(**limits)) as server:
+    with PhotoServer(segmenter, limits=Limits(**limits)) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
@@ -89,11 +91,11 @@ def test_labels_are_those_of_the_segmenter(segmenter):
 def test_the_exif_orientation_is_applied_and_many_classes_fit():
     """A photo that its EXIF entry rotates; class ids above 255."""
 
-    class Rows:
+    class Rows(Brightness):
         classes = ClassTable(tuple(f"class {i}" for i in range(600)), np.zeros((600, 3), np.uint8))
 
-        def __call__(self, image):
-            return Segmentation(np.arange(len(image), dtype=np.uint16)[:, None].repeat(image.shape[1], 1) * 9)
+        def labels(self, image):
+            return np.arange(len(image), dtype=np.uint16)[:, None].repeat(image.shape[1], 1) * 9
 
     exif = Image.Exif()
     exif[0x0112] = 6  # the viewer rotates it by 90 degrees
@@ -145,7 +147,7 @@ def test_no_path_or_foreign_site_gets_anything(segmenter):
 
 def test_addresses_of_both_kinds(segmenter):
     for host in ("127.0.0.1", "::1"):
-        with DemoServer(segmenter, host) as server:
+        with PhotoServer(segmenter, host) as server:
             assert server.local and server.url.endswith(f":{server.server_port}")
             assert server.url.startswith("http://[::1]:" if ":" in host else "http://127.0.0.1:")
 
@@ -224,7 +226,7 @@ def test_page_in_a_browser(segmenter, tmp_path):
 def test_program(tmp_path):
     """The command prints the address, serves the page and stops at Ctrl-C; a mistake ends it with one line."""
     save_checkpoint(tmp_path / "model", *tiny_model(), CLASSES)
-    command = [sys.executable, "-m", "fasseg_jax.demo", "--device=cpu"]
+    command = [sys.executable, "-m", "fasseg_jax.serving", "--device=cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run(*arguments):
