@@ -22,11 +22,17 @@ for ADE20K.
 
     convnext_t, convnext_s, convnextv2_t                  crop 512
     convnext_b, convnext_l, convnextv2_b, convnextv2_l    crop 640, backbone from ImageNet-22k
+    dinov2_s, _b, _l; dinov2r_s, _b, _l (with registers); dinov3_s, _b, _l    crop 512
+
+The ViTs have the rates of EoMT (Kerssies et al., 2025), whose loss, base rate, clipping, batch and crop are these too:
+the backbone trains at the full rate, with a layer-wise decay of 0.8. EoMT needs 31 epochs, 40k steps, and warms up, as
+--config.optimizer.warmup_steps=1000 does. Rates too high for the first steps show as a loss that rises: then try
+--config.optimizer.backbone_multiplier=0.1, or 0, which freezes the backbone.
 """
 
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import base_config, convnext, resnet, swin, use_mask2former
+from fasseg_jax.config import base_config, convnext, resnet, swin, use_mask2former, vit
 
 BACKBONES = {
     "r50": resnet(50),
@@ -42,6 +48,15 @@ BACKBONES = {
     "convnextv2_t": convnext("t", version=2),
     "convnextv2_b": convnext("b", version=2),
     "convnextv2_l": convnext("l", version=2),
+    "dinov2_s": vit("s"),
+    "dinov2_b": vit("b"),
+    "dinov2_l": vit("l"),
+    "dinov2r_s": vit("s", registers=True),
+    "dinov2r_b": vit("b", registers=True),
+    "dinov2r_l": vit("l", registers=True),
+    "dinov3_s": vit("s", version=3),
+    "dinov3_b": vit("b", version=3),
+    "dinov3_l": vit("l", version=3),
 }
 
 
@@ -57,12 +72,14 @@ def get_config(variant: str = "r50") -> ConfigDict:
     config.model.backbone = BACKBONES[name].copy_and_resolve_references()
     if variant != name:
         use_mask2former(config)
-    if name.endswith(("_b", "_l")):
+    if name.endswith(("_b", "_l")) and not name.startswith("dino"):
         config.augmentation.short_sides = tuple(int(640 * 0.1 * j) for j in range(5, 21))
         config.augmentation.max_long_side = 2560
         config.augmentation.crop = (640, 640)
         config.inference.short_side = 640
         config.inference.max_long_side = 2560
+    if name.startswith("dino"):
+        config.optimizer.update(backbone_multiplier=1.0, layer_decay=0.8)
     if name == "swin_b":
         # The released Swin-L configuration sets no sizes and so inherits those of the base. It is unknown which of the
         # two gave its published 57.7.

@@ -9,10 +9,12 @@ from ml_collections import ConfigDict
 from fasseg_jax.config import base_config, changed_fields, flat_fields, load_config, loading, rename_old
 from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.models.fasseg import build_model
+from tests.helpers import ROOT
 
 ADE20K = [
     *("r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"),
     *("convnext_t", "convnext_s", "convnext_b", "convnext_l", "convnextv2_t", "convnextv2_b", "convnextv2_l"),
+    *("dinov2_s", "dinov2r_b", "dinov3_l"),
 ]
 
 
@@ -20,13 +22,15 @@ ADE20K = [
 def test_ade20k(name):
     config = load_config(f"configs/ade20k.py:{name}")
     build_model(config.model)
-    large = name.endswith(("_b", "_l"))
+    large = name.endswith(("_b", "_l")) and "dino" not in name
     side = 640 if large else 512
     assert config.augmentation.crop == (side, side)
     assert config.augmentation.short_sides[0] == side // 2 and config.augmentation.short_sides[-1] == 2 * side
     assert len(config.augmentation.short_sides) == 16
     assert config.inference.short_side == side
     assert config.train.steps == 160_000 and config.train.batch_size == 16
+    rates = (config.optimizer.backbone_multiplier, config.optimizer.layer_decay)
+    assert rates == ((1.0, 0.8) if "dino" in name else (0.1, 1.0))
     baseline = name.startswith("mask2former")
     assert config.model.decoder.num_layers == (9 if baseline else 13)
     assert config.model.decoder.mask_threshold == (0.5 if baseline else 0.15)
@@ -51,8 +55,26 @@ def test_variants_do_not_share_state():
 def test_refusals():
     with pytest.raises(ValueError, match="no variant 'r52'; choose one of r50, r101"):
         load_config("configs/ade20k.py:r52")
-    with pytest.raises(FileNotFoundError, match="ade21k.py"):
+    with pytest.raises(FileNotFoundError, match="'configs/ade21k.py'; .*ade20k.py, c"):
         load_config("configs/ade21k.py:r50")
+    with pytest.raises(FileNotFoundError, match="no recipe 'ade21k'; there are ade20k, c"):
+        load_config("ade21k:r50")
+
+
+def test_recipes_of_the_package_are_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = flat_fields(load_config(str(ROOT / "configs/ade20k.py:swin_t")))
+    for name in ("ade20k:swin_t", "ade20k.py:swin_t", "configs/ade20k.py:swin_t", "configs/ade20k:swin_t"):
+        assert flat_fields(load_config(name)) == expected, name
+    (tmp_path / "shapes").write_text("not a recipe")  # a file of the name hides nothing
+    assert load_config("shapes").data.source == "shapes"
+    own = "from fasseg_jax.config import base_config as get_config"
+    (tmp_path / "shapes.py").write_text(own)  # but a recipe does
+    assert load_config("shapes.py").data.source == "folder"
+    (tmp_path / "mine.py").write_text(own)
+    assert load_config("./mine.py").data.source == "folder"
+    with pytest.raises(FileNotFoundError, match="no recipe '../setup.py'"):  # only files of configs/ are found there
+        load_config("../setup.py")
 
 
 # Old names

@@ -16,13 +16,14 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import base, flat_fields
+from fasseg_jax.config.rules import Rule, Sequence
 from fasseg_jax.config.schema import BACKBONES, DEPENDENCES, FIELDS
 
 __all__ = ["Field", "fields_of", "on_page_markdown", "recipe_section", "recipes"]
@@ -60,7 +61,7 @@ def fields_of(function: Callable[..., ConfigDict], prefix: str = "") -> list[Fie
     Raises:
       ValueError: the function makes a field outside of a dictionary, where its comment is not found.
     """
-    arguments = {"resnet": (50,), "swin": ("t",), "convnext": ("t",)}.get(function.__name__, ())
+    arguments = {"resnet": (50,), "swin": ("t",), "convnext": ("t",), "vit": ("s",)}.get(function.__name__, ())
     config = function(*arguments)
     comments = _comments(SOURCE.read_text("utf-8"))
     tree = ast.parse(inspect.getsource(function)).body[0]
@@ -164,7 +165,7 @@ def _code(value: Any) -> str:
     return f"`{text}`".replace("|", "\\|")
 
 
-def _table(fields: list[Field]) -> str:
+def _table(fields: list[Field], rules: Mapping[str, Rule | Sequence]) -> str:
     rows = []
     group_comments = {field.name: field.comment for field in fields if field.is_group}
     for field in fields:
@@ -173,13 +174,14 @@ def _table(fields: list[Field]) -> str:
             comment = ""  # a group on one line: the comment is in the group's row
         comment = comment.replace("|", "\\|").replace("<", "&lt;")
         default = "" if field.is_group else _code(field.default)
-        rows.append(f'| <a id="{field.name}"></a>`{field.name}` | {default} | {_range(field.name)} | {comment} |')
+        rows.append(
+            f'| <a id="{field.name}"></a>`{field.name}` | {default} | {_range(field.name, rules)} | {comment} |'
+        )
     return "\n".join(["| Field | Default | Range | Meaning |", "|---|---|---|---|", *rows])
 
 
-def _range(name: str) -> str:
+def _range(name: str, rules: Mapping[str, Rule | Sequence]) -> str:
     """What the schema allows for a field; empty for a group."""
-    rules = {**FIELDS, **{field: rule for fields in BACKBONES.values() for field, rule in fields.items()}}
     return rules[name].describe() if name in rules else ""
 
 
@@ -196,12 +198,12 @@ def _section(name: str) -> str:
     """The tables of one section of the configuration."""
     if name.startswith("backbone "):
         kind = name.split()[1]
-        return _table(fields_of(getattr(base, kind), "model.backbone."))
+        return _table(fields_of(getattr(base, kind), "model.backbone."), {**FIELDS, **BACKBONES[kind]})
     fields = [field for field in fields_of(base.base_config) if field.name.split(".")[0] == name]
     if not fields:
         raise ValueError(f"docs: there is no config.{name}")
     introduction = fields[0].comment
-    return f"{introduction}\n\n{_table(fields[1:])}".strip()
+    return f"{introduction}\n\n{_table(fields[1:], FIELDS)}".strip()
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

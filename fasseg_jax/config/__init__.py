@@ -1,6 +1,6 @@
 """Configurations: the base that every recipe in `configs/` starts from, and how one is loaded and compared."""
 
-from fasseg_jax.config.base import base_config, convnext, resnet, swin, use_mask2former
+from fasseg_jax.config.base import base_config, convnext, resnet, swin, use_mask2former, vit
 from fasseg_jax.config.loading import changed_fields, flat_fields, load_config, rename_old
 from fasseg_jax.config.schema import ConfigError, check_config, check_section
 
@@ -17,4 +17,5 @@ __all__ = [
     "resnet",
     "swin",
     "use_mask2former",
+    "vit",
 ]

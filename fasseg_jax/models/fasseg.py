@@ -24,6 +24,7 @@ class FASeg(nn.Module):
     """Images (B, H, W, 3), normalized, float32 -> predictions.
 
     `train` turns on batch statistics (update the collection `batch_stats`) and drop path (random stream "dropout").
+    Only backbones have either; `frozen_backbone` keeps both off, so that the backbone computes as in prediction.
     `all_predictions` returns the predictions of the initial queries and of every layer, which training needs, instead
     of only the last layer's; "factored" returns their masks as two factors, for the loss.
 
@@ -46,13 +47,16 @@ class FASeg(nn.Module):
         images: Float[Array | np.ndarray, "..."],
         *,
         train: bool = False,
+        frozen_backbone: bool = False,
         all_predictions: bool | Literal["factored"] = False,
     ) -> Predictions | FactoredPredictions:
         d = self.size_divisor
         if images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % d or images.shape[2] % d:
             raise ValueError(f"images must be (B, H, W, 3) with H and W multiples of {d}, not {images.shape}")
         with full_precision() if self.dtype == jnp.float32 else contextlib.nullcontext():
-            features = self.backbone(jnp.asarray(images, self.dtype), train)  # res2 to res5, strides 4 to 32
+            features = self.backbone(  # res2 to res5, strides 4 to 32
+                jnp.asarray(images, self.dtype), train and not frozen_backbone
+            )
             pixels = self.pixel_decoder(features)  # maps at strides 32, 16, 8, 4
             return self.decoder(pixels, all_predictions)
 

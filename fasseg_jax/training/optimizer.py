@@ -10,10 +10,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-__all__ = ["gradient_norm", "learning_rate_schedule", "make_optimizer", "parameter_groups"]
+from fasseg_jax.models.fasseg import build_model
 
-# Module of the model -> its learning rate's group. config.optimizer.backbone_multiplier multiplies that of "backbone".
-RATE_GROUPS = {"backbone": "backbone", "pixel_decoder": "head", "decoder": "head"}
+__all__ = [
+    "gradient_norm",
+    "is_frozen",
+    "layer_scales",
+    "learning_rate_schedule",
+    "make_optimizer",
+    "merge",
+    "parameter_groups",
+    "split",
+]
+
+# Module of the model -> its learning rate's group; a module inside goes before. config.optimizer.backbone_multiplier
+# multiplies that of "backbone", and 0 freezes it. The pyramid of a ViT is no part of what was trained before.
+RATE_GROUPS = {"backbone": "backbone", "pixel_decoder": "head", "decoder": "head", "backbone/pyramid": "head"}
 
 # Name of a parameter -> whether AdamW decays it. Every parameter must match exactly one name: "norm/NAME" if it belongs
 # to a normalization layer, else NAME or MODULE/NAME.
@@ -25,6 +37,11 @@ WEIGHT_DECAY = {
     "norm/scale": False,
     "norm/bias": False,
     "gamma": False,  # layer scale
+    "qkv_kernel": True,  # of a ViT's attention, as in_proj_kernel
+    "qkv_bias": True,
+    "class_token": False,
+    "registers": False,
+    "position_table": False,
     "relative_position_bias": False,
     "query_feat": False,
     "query_embed": False,
@@ -38,7 +55,8 @@ BACKWARD_ORDER = (
     r"decoder/",
     r"pixel_decoder/(mask_features|output|lateral)",
     r"pixel_decoder/",
-    r"backbone/(stage|res)\d",
+    r"backbone/pyramid",
+    r"backbone/(stage|res|block)\d",
     r"backbone/",
 )
 
@@ -54,7 +72,8 @@ def parameter_groups(params: Any) -> Any:
     """
     groups, problems = {}, []
     for path in flatten_dict(params, sep="/"):
-        rate_group = RATE_GROUPS.get(path.split("/")[0])
+        modules = path.split("/")
+        rate_group = RATE_GROUPS.get("/".join(modules[:2])) or RATE_GROUPS.get(modules[0])
         rules = [rule for rule in _names_of(path) if rule in WEIGHT_DECAY]
         if rate_group is None or len(rules) != 1:
             problems.append(f"{path} ({' and '.join(rules) or 'no rule'})")
@@ -75,11 +94,58 @@ def _names_of(path: str) -> list[str]:
     return [f"norm/{name}"] if "norm" in module else [name, f"{module}/{name}"]
 
 
+def is_frozen(config: ConfigDict) -> bool:
+    """Whether the backbone is frozen: a `config.optimizer.backbone_multiplier` of 0."""
+    return config.optimizer.backbone_multiplier == 0
+
+
+def split(params: Any, config: ConfigDict) -> tuple[Any, Any]:
+    """The parameters that are trained, and those that are frozen: the group "backbone", if it is frozen."""
+    if not is_frozen(config):
+        return params, {}
+    flat, groups = (flatten_dict(tree, sep="/") for tree in (params, parameter_groups(params)))
+    trained, frozen = (
+        {path: leaf for path, leaf in flat.items() if groups[path].startswith("backbone") == wanted}
+        for wanted in (False, True)
+    )
+    return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def merge(trained: Any, frozen: Any) -> Any:
+    """The inverse of `split`."""
+    if not frozen:
+        return trained
+    return unflatten_dict(flatten_dict(trained, sep="/") | flatten_dict(frozen, sep="/"), sep="/")
+
+
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Polynomial decay without warm-up: the rate of step t = 0, 1, ... is base * (1 - t / steps) ** power."""
-    return optax.polynomial_schedule(
+    """Polynomial decay: the rate of step t = 0, 1, ... is base * (1 - t / steps) ** power.
+
+    In the first `warmup_steps` steps this is multiplied by (t + 1) / warmup_steps.
+    """
+    decay = optax.polynomial_schedule(
         config.optimizer.learning_rate, 0.0, config.optimizer.poly_power, transition_steps=config.train.steps
     )
+    warmup = config.optimizer.warmup_steps
+    return (lambda step: decay(step) * jnp.minimum((step + 1) / warmup, 1)) if warmup else decay
+
+
+def layer_scales(config: ConfigDict, params: Any) -> Any:
+    """Layer-wise rate decay (BEiT; Bao et al., 2021, and later MAE and ConvNeXt): factors of the learning rates.
+
+    They are 1 for all that comes after the backbone's last layer, and `config.optimizer.layer_decay` times less for
+    each layer before it. The backbone says which layers it has (`Backbone.layers`).
+
+    Returns:
+      A tree of numbers like `params`.
+    """
+    layers = build_model(config.model).backbone.layers()
+    distance = {f"backbone/{name}": len(layers) - depth for depth, names in enumerate(layers) for name in names}
+
+    def scale(path):
+        return config.optimizer.layer_decay ** distance.get("/".join(path.split("/")[:2]), 0)
+
+    return unflatten_dict({path: scale(path) for path in flatten_dict(params, sep="/")}, sep="/")
 
 
 def gradient_norm(gradients: Any) -> Float[Array, ""]:
@@ -117,9 +183,12 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
 
     Gradients are clipped to a global norm before Adam sees them. The recipe's 0.01 makes them about as small as Adam's
     epsilon, which therefore matters.
+
+    `init` takes all parameters. `update` takes those that are trained, of `split`, and their gradients; so frozen
+    parameters have no state, and no share in the norm that is clipped.
     """
     settings = config.optimizer
-    groups = parameter_groups(params)
+    groups = parameter_groups(split(params, config)[0])
     decayed = jax.tree.map(lambda group: not group.endswith("_fixed"), groups)
     multipliers = {
         "head": 1.0,
@@ -127,10 +196,20 @@ def make_optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformat
         "backbone": settings.backbone_multiplier,
         "backbone_fixed": settings.backbone_multiplier,
     }
-    return optax.chain(
+    optimizer = optax.chain(
         _clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(*settings.betas, eps=settings.eps),
         optax.add_decayed_weights(settings.weight_decay, decayed),
         optax.multi_transform({group: optax.scale(value) for group, value in multipliers.items()}, groups),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),
     )
+    scales = layer_scales(config, groups)
+
+    def init(params):
+        return optimizer.init(split(params, config)[0])
+
+    def update(gradients, state, params=None):
+        updates, state = optimizer.update(gradients, state, params)
+        return jax.tree.map(jnp.multiply, updates, scales), state
+
+    return optax.GradientTransformation(init, update)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import changed_fields
 from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.training.optimizer import is_frozen
 from fasseg_jax.weights.checkpoint_metadata import CheckpointMetadata
 
 __all__ = ["check_resumed"]
@@ -22,6 +23,7 @@ def check_resumed(
     classes: ClassTable,
     samples: Mapping[str, int],
     changed_data: bool = False,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Compare a run with the checkpoint from which it resumes.
 
@@ -32,13 +34,14 @@ def check_resumed(
       classes: of this run's data.
       samples: split -> number of samples of this run's data.
       changed_data: whether other data than before are meant.
+      fingerprints: split -> `Source.fingerprint` of this run's data.
 
     Returns:
       What changed, one line each.
 
     Raises:
-      ValueError: the run has more steps behind it than it shall have; the network is another one; or the data changed,
-        although `changed_data` is False.
+      ValueError: the run has more steps behind it than it shall have; the network is another one; a frozen backbone
+        shall be trained, or the reverse; or the data changed, although `changed_data` is False.
     """
     if step > config.train.steps:
         raise ValueError(
@@ -46,6 +49,12 @@ def check_resumed(
             "give more steps, or another --workdir"
         )
     fields = changed_fields(saved.config, config)
+    if is_frozen(saved.config) != is_frozen(config):
+        raise ValueError(
+            f"{fields['optimizer.backbone_multiplier']}: a run cannot freeze its backbone midway, nor train a frozen "
+            "one, because the optimizer keeps no state of what is frozen. Use another --workdir, with "
+            "--config.train.init=CHECKPOINT to start from this run's weights"
+        )
     data = [
         *(line for name, line in fields.items() if name in LABEL_FIELDS),
         *_changed_classes(saved.classes, classes),
@@ -53,6 +62,12 @@ def check_resumed(
             f"the {split} split had {number} samples, has {samples[split]}"
             for split, number in saved.samples.items()
             if samples.get(split, number) != number
+        ),
+        *(
+            f"the {split} split has other photos"
+            for split, fingerprint in saved.fingerprints.items()
+            if (fingerprints or {}).get(split, fingerprint) != fingerprint
+            and samples.get(split) == saved.samples.get(split)
         ),
     ]
     if data and not changed_data:

@@ -17,13 +17,13 @@ from fasseg_jax.losses.criterion import LossTerms, sharded_segmentation_loss
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import FASeg
 from fasseg_jax.runtime.distributed import DATA, batch_sharding, replicated, state_shardings
-from fasseg_jax.training.optimizer import gradient_norm
+from fasseg_jax.training.optimizer import gradient_norm, is_frozen, merge, split
 
 __all__ = ["NotFiniteError", "StepMetrics", "TrainState", "check_finite", "make_train_step"]
 
-# (params, batch_stats, images, targets, key) -> gradients, (loss terms, new batch_stats)
+# (trained params, frozen params, batch_stats, images, targets, key) -> gradients, (loss terms, new batch_stats)
 GradientFunction = Callable[
-    [Any, Any, UInt8[Array, "B H W 3"], Targets, Key[Array, ""]], tuple[Any, tuple[LossTerms, Any]]
+    [Any, Any, Any, UInt8[Array, "B H W 3"], Targets, Key[Array, ""]], tuple[Any, tuple[LossTerms, Any]]
 ]
 
 
@@ -72,7 +72,7 @@ class StepMetrics:
       class_loss: cross-entropy, summed over the predictions, without its weight.
       mask_loss: binary cross-entropy of the masks, the same.
       dice_loss: Dice loss of the masks, the same.
-      gradient_norm: of the whole model, before clipping.
+      gradient_norm: of all that is trained, before clipping.
       non_finite_costs: matching costs that were NaN or infinite.
     """
 
@@ -105,13 +105,19 @@ def make_train_step(
 
     def step(state: TrainState, images: UInt8[Array, "B H W 3"], targets: Targets) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        trained, frozen = split(state.params, config)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # deformable attention divides its work by it
-            gradients, (terms, batch_stats) = compute_gradients(state.params, state.batch_stats, images, targets, key)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            gradients, (terms, batch_stats) = compute_gradients(
+                trained, frozen, state.batch_stats, images, targets, key
+            )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - config.train.ema_decay)
+            step_number = state.step.astype(jnp.float32)
+            decay = jnp.minimum(config.train.ema_decay, (1 + step_number) / (10 + step_number))
+            averaged, _ = split(ema_params, config)
+            ema_params = merge(optax.incremental_update(trained, averaged, 1 - decay), frozen)
         metrics = StepMetrics(
             loss=terms.total,
             class_loss=terms.class_loss.sum(),
@@ -120,7 +126,7 @@ def make_train_step(
             gradient_norm=gradient_norm(gradients),
             non_finite_costs=terms.non_finite_costs,
         )
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema_params), metrics
+        return TrainState(state.step + 1, merge(trained, frozen), batch_stats, opt_state, ema_params), metrics
 
     # By default XLA for CPUs orders operations so that they can run side by side: more memory, and no less time.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -136,15 +142,19 @@ def make_train_step(
 
 
 def _gradient_function(config: ConfigDict, model: FASeg, mesh: Mesh) -> GradientFunction:
-    """Gradients of the loss of a whole batch."""
+    """Gradients of the loss of a whole batch, for the parameters that are trained.
+
+    The others are constants: JAX computes no gradients of a frozen backbone, and keeps none of its activations.
+    """
     loss_function = sharded_segmentation_loss(mesh, DATA, config.loss)
 
-    def loss(params, batch_stats, images, targets, key):
+    def loss(trained, frozen, batch_stats, images, targets, key):
         drop_path_key, points_key = jax.random.split(key)
         predictions, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": merge(trained, frozen), "batch_stats": batch_stats},
             normalize(images),
             train=True,
+            frozen_backbone=is_frozen(config),
             all_predictions="factored",
             rngs={"dropout": drop_path_key},
             mutable=["batch_stats"],
@@ -165,15 +175,15 @@ def _accumulated(compute_gradients: GradientFunction, num_parts: int) -> Gradien
     def mean(total):
         return total / num_parts if jnp.issubdtype(total.dtype, jnp.floating) else total  # counts are summed
 
-    def accumulated_gradients(params, batch_stats, images, targets, key):
+    def accumulated_gradients(trained, frozen, batch_stats, images, targets, key):
         parts = (*jax.tree.map(split, (images, targets)), jax.random.split(key, num_parts))
         first_part = jax.tree.map(lambda x: x[0], parts)
-        gradients, (terms, _) = jax.eval_shape(compute_gradients, params, batch_stats, *first_part)
+        gradients, (terms, _) = jax.eval_shape(compute_gradients, trained, frozen, batch_stats, *first_part)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, terms))
 
         def add_part(carry, part):
             total, batch_stats = carry
-            part_gradients, (part_terms, batch_stats) = compute_gradients(params, batch_stats, *part)
+            part_gradients, (part_terms, batch_stats) = compute_gradients(trained, frozen, batch_stats, *part)
             return (jax.tree.map(jnp.add, total, (part_gradients, part_terms)), batch_stats), None
 
         ((gradients, terms), batch_stats), _ = jax.lax.scan(add_part, (zeros, batch_stats), parts)

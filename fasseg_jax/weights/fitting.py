@@ -28,6 +28,9 @@ RECIPES: dict[tuple, str] = {
     ("convnext", (3, 3, 27, 3), 96): "convnext_s",
     ("convnext", (3, 3, 27, 3), 128): "convnext_b or convnextv2_b",
     ("convnext", (3, 3, 27, 3), 192): "convnext_l or convnextv2_l",
+    ("vit", (12,), 384): "dinov2_s, dinov2r_s or dinov3_s",
+    ("vit", (12,), 768): "dinov2_b, dinov2r_b or dinov3_b",
+    ("vit", (24,), 1024): "dinov2_l, dinov2r_l or dinov3_l",
 }
 
 
@@ -78,7 +81,7 @@ def best_fit(state_dict: Mapping[str, np.ndarray], model_config: ConfigDict) -> 
     backbone = model_config.backbone
     ours = {
         "kind": backbone.kind,
-        "blocks": tuple(backbone.blocks),
+        "blocks": (backbone.depth,) if backbone.kind == "vit" else tuple(backbone.blocks),
         "width": backbone.embed_dim if backbone.kind == "swin" else backbone.width,
         "queries": model_config.decoder.num_queries,
         "classes": model_config.num_classes,
@@ -104,7 +107,7 @@ def _architecture(state_dict: Mapping[str, np.ndarray]) -> dict:
         name = name.removeprefix("backbone.")
         for kind, foreign in FOREIGN_BACKBONES.items():
             if match := foreign.blocks.match(name):
-                stage, block = int(match[1]), int(match[2][:4])
+                stage, block = int(match[1] or 0), int(match[2][:4])
                 blocks[kind][stage] = max(blocks[kind].get(stage, 0), block + 1)
         if not value.shape:
             continue
@@ -115,6 +118,6 @@ def _architecture(state_dict: Mapping[str, np.ndarray]) -> dict:
         elif name.endswith("predictor.class_embed.weight"):
             found["classes"] = value.shape[0] - 1
     for kind, stages in blocks.items():
-        if len(stages) == 4:
+        if len(stages) == FOREIGN_BACKBONES[kind].num_stages:
             found |= {"kind": kind, "blocks": tuple(stages[stage] for stage in sorted(stages))}
     return found

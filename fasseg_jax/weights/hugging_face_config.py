@@ -16,7 +16,14 @@ from fasseg_jax.models.backbones import BACKBONES
 from fasseg_jax.weights.backbones import FOREIGN_BACKBONES, MODEL_TYPES, kind_of
 from fasseg_jax.weights.backbones.foreign import STAGES, check_fixed
 
-__all__ = ["describe_model", "describe_preprocessing", "read_backbone", "read_configuration"]
+__all__ = [
+    "describe_classes",
+    "describe_model",
+    "describe_preprocessing",
+    "is_mask2former",
+    "read_backbone",
+    "read_configuration",
+]
 
 # Fields of config.json with the only value that the network here supports. Absent fields have these values there, too.
 FIXED = {
@@ -33,7 +40,10 @@ COUNTS = (
     *("hidden_dim", "feature_size", "mask_feature_size", "num_attention_heads", "encoder_layers", "dim_feedforward"),
     *("encoder_feedforward_dim", "decoder_layers", "num_queries", "num_labels"),
 )
-COUNTS_OF_BACKBONES = ("embedding_size", "embed_dim", "window_size")
+COUNTS_OF_BACKBONES = (
+    *("embedding_size", "embed_dim", "window_size"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+)
 COUNT_LISTS = ("hidden_sizes", "depths", "num_heads")
 MAX_COUNT = 65_535
 
@@ -139,7 +149,6 @@ def describe_model(config: ConfigDict, classes: ClassTable) -> dict[str, Any]:
             **backbone.fixed,
             "out_features": STAGES,
             "out_indices": [1, 2, 3, 4],
-            "depths": list(model.backbone.blocks),
             **backbone.describe(model.backbone),
         },
         **FIXED,
@@ -161,6 +170,13 @@ def describe_model(config: ConfigDict, classes: ClassTable) -> dict[str, Any]:
         "oversample_ratio": loss.oversample_ratio,
         "importance_sample_ratio": loss.importance_ratio,
         "ignore_value": config.data.ignore_label,
+        **describe_classes(classes),
+    }
+
+
+def describe_classes(classes: ClassTable) -> dict[str, Any]:
+    """The fields of config.json that name the classes."""
+    return {
         "id2label": {str(i): name for i, name in enumerate(classes.names)},
         "label2id": {name: i for i, name in enumerate(classes.names)},
     }
@@ -185,15 +201,29 @@ def describe_preprocessing(config: ConfigDict, num_classes: int) -> dict[str, An
     }
 
 
-def _check_supported_by_transformers(model: ConfigDict) -> None:
+def is_mask2former(model: ConfigDict) -> bool:
+    """Whether transformers can compute the network of a `config.model`."""
+    return not _differences_from_mask2former(model)
+
+
+NO_MASK2FORMER = "a Mask2Former of transformers with it is another network, without a feature pyramid"
+
+
+def _differences_from_mask2former(model: ConfigDict) -> list[str]:
     mask2former = base_config()
     use_mask2former(mask2former)
-    problems = [
+    differences = [
         f"\n  config.model.{field} is {value!r}; it must be {needed!r}"
         for (field, value), (_, needed) in zip(_switches(model), _switches(mask2former.model), strict=True)
         if value != needed
     ]
-    if problems:
+    if not FOREIGN_BACKBONES[model.backbone.kind].hugging_face:
+        differences.append(f"\n  config.model.backbone.kind is {model.backbone.kind!r}; {NO_MASK2FORMER}")
+    return differences
+
+
+def _check_supported_by_transformers(model: ConfigDict) -> None:
+    if problems := _differences_from_mask2former(model):
         raise ValueError(
             f"transformers has only Mask2Former, not FASeg, and cannot compute this model:{''.join(problems)}\n"
             "Write it with the names of the official programs, as a .safetensors or .pth file."
@@ -232,13 +262,17 @@ def _read_backbone(description: dict[str, Any], model: ConfigDict, problems: lis
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     kind = kind_of(model_type)
     if not isinstance(fields, dict) or kind is None:
-        supported = ", ".join(map(repr, MODEL_TYPES))
+        known = [name for name in MODEL_TYPES if FOREIGN_BACKBONES[kind_of(name) or ""].hugging_face]
+        supported = ", ".join(map(repr, known))
         named = (
             f"; config.json names only a backbone, {description['backbone']!r}" if description.get("backbone") else ""
         )
         problems.append(f"backbone_config.model_type is {model_type!r}; supported are {supported}{named}")
         return
     backbone = FOREIGN_BACKBONES[kind]
+    if not backbone.hugging_face:
+        problems.append(f"backbone_config.model_type is {model_type!r}; {NO_MASK2FORMER}")
+        return
     check_fixed(fields, backbone.fixed, "backbone_config.", problems)
     if fields.get("out_features") != STAGES and fields.get("out_indices") != [1, 2, 3, 4]:
         problems.append(f"backbone_config.out_features is {fields.get('out_features')}; it must be {STAGES}")

@@ -93,13 +93,14 @@ def convert_backbone(state_dict: Mapping[str, np.ndarray], model_config: ConfigD
       model_config: `config.model` with the same backbone.
 
     Returns:
-      Flax variables as of `convert_state_dict`, but only the backbone's: {"params": {"backbone": ...}, ...}. The norms
-      of the outputs of Swin and ConvNeXt, which ImageNet models lack, have their initial values.
+      Flax variables as of `convert_state_dict`, but only the backbone's: {"params": {"backbone": ...}, ...}. What
+      ImageNet models lack has its initial values: the norms of the outputs of Swin and ConvNeXt, the pyramid of a ViT.
 
     Raises:
       ValueError: as `convert_state_dict`.
     """
     backbone = FOREIGN_BACKBONES[model_config.backbone.kind]
+    state_dict = backbone.prepare(state_dict)
     rules = max(backbone.imagenet, key=lambda rules: sum(find_rule(name, rules) is not None for name in state_dict))
     wanted = {path: variable for path, variable in _variables_of(model_config).items() if path.startswith("backbone/")}
     absent = {path for path in wanted if backbone.not_in_imagenet and backbone.not_in_imagenet.search(path)}

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fasseg_jax.config import convnext, load_config, resnet, swin
+from fasseg_jax.config import convnext, load_config, resnet, swin, vit
 from fasseg_jax.models.fasseg import FASeg, build_model
 
 # Five decoder layers are one round of the scales (strides 32, 16, 8, HRCA) and the layer after it.
@@ -24,6 +24,7 @@ TINY_BACKBONES = {
     "convnext": (convnext("t"), {"blocks": (1, 2, 1, 1), "width": 8}),
     "resnet": (resnet(50), {"blocks": (1, 1, 1, 1), "width": 8}),
     "swin": (swin("t"), {"embed_dim": 8, "blocks": (1, 2, 1, 1), "heads": (1, 2, 4, 8), "window": 2}),
+    "vit": (vit("s"), {"width": 16, "depth": 2, "num_heads": 2, "mlp_width": 32}),
 }
 
 

@@ -37,5 +37,6 @@ def tiny_state_dict(config):
         path = path.partition("/")[2]
         rule, name = next((rule, name) for rule in rules if (name := rule.name_of(path)))
         value = rng.random(shape, np.float32)
-        state_dict[name] = value if rule.axes is None else value.transpose(np.argsort(rule.axes))
+        value = value if rule.axes is None else value.transpose(np.argsort(rule.axes))
+        state_dict[name] = value.reshape((1,) * rule.leading + value.shape)
     return state_dict

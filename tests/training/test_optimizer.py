@@ -1,5 +1,7 @@
 """Groups of parameters, the schedule and the update, against the recipe written out in numpy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,16 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from fasseg_jax import build_model, load_config
+from fasseg_jax.models.fasseg import initial_variables
 from fasseg_jax.ops.activations import gelu_matmul
-from fasseg_jax.training.optimizer import gradient_norm, learning_rate_schedule, make_optimizer, parameter_groups
+from fasseg_jax.training.optimizer import (
+    gradient_norm,
+    layer_scales,
+    learning_rate_schedule,
+    make_optimizer,
+    parameter_groups,
+)
+from tests.helpers.tiny import tiny_config as make_tiny_config
 
 
 @pytest.mark.parametrize(
@@ -20,6 +30,8 @@ from fasseg_jax.training.optimizer import gradient_norm, learning_rate_schedule,
         pytest.param("configs/cityscapes.py:r101", marks=pytest.mark.slow),
         pytest.param("configs/ade20k.py:convnext_t", marks=pytest.mark.slow),
         pytest.param("configs/ade20k.py:convnextv2_t", marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:dinov2r_s", marks=pytest.mark.slow),
+        pytest.param("configs/ade20k.py:dinov3_s", marks=pytest.mark.slow),
     ],
 )
 def test_every_parameter_has_one_group(path):
@@ -28,9 +40,10 @@ def test_every_parameter_has_one_group(path):
     groups = jax.tree_util.tree_leaves_with_path(parameter_groups(shapes["params"]))
     for path, group in groups:
         names = [key.key for key in path]
-        assert group.startswith("backbone") == (names[0] == "backbone")
+        assert group.startswith("backbone") == (names[0] == "backbone" and names[1] != "pyramid")
         norm = len(names) > 1 and "norm" in names[-2]
         table = names[-1] in ("relative_position_bias", "query_feat", "query_embed", "gamma")
+        table = table or names[-1] in ("class_token", "registers", "position_table")
         decoder_levels = names == ["decoder", "level_embed"]
         assert group.endswith("fixed") == (norm or table or decoder_levels), names
 
@@ -102,12 +115,164 @@ def test_updates():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, expected)
 
 
+# The published rules, under the names of their programs.
+
+
+def beit_layer(name, depth):
+    """BEiT's and MAE's: the layer of a parameter of a ViT; the head is layer depth + 1."""
+    if name in ("cls_token", "pos_embed", "register_tokens", "storage_tokens") or name.startswith("patch_embed"):
+        return 0
+    return int(name.split(".")[1]) + 1 if name.startswith("blocks") else depth + 1
+
+
+def simmim_layer(name, depths):
+    """SimMIM's, of a Swin."""
+    parts = name.split(".")
+    if parts[0] == "patch_embed":
+        return 0
+    if parts[0] == "layers":
+        stage = int(parts[1])
+        return sum(depths[:stage]) + int(parts[3]) + 1 if parts[2] == "blocks" else sum(depths[: stage + 1])
+    return sum(depths) + 1
+
+
+def convnext_layer(name, last):
+    """ConvNeXt's "layer_wise"; `last` is 6 for nine blocks in the third stage, and 12 for 27."""
+    kind, *rest = name.split(".")
+    if kind == "downsample_layers":
+        return {0: 0, 1: 2, 2: 3, 3: last}[int(rest[0])]
+    if kind == "stages":
+        return {0: 1, 1: 2, 2: 3 + int(rest[1]) // 3, 3: last}[int(rest[0])]
+    return last + 1
+
+
+def resnet_layer(name, blocks):
+    """Nobody has published one: each block is a layer, as in timm."""
+    kind, *rest = name.split(".")
+    if kind == "stem":
+        return 0
+    return sum(blocks[: int(kind[3:]) - 2]) + int(rest[0]) + 1 if kind.startswith("res") else sum(blocks) + 1
+
+
+RULES = {  # kind of backbone -> the published rule, and our names of modules as it knows them
+    "vit": (
+        lambda name: beit_layer(name, 12),
+        [
+            ("class_token", "cls_token"),
+            ("position_table", "pos_embed"),
+            ("registers", "register_tokens"),
+            ("patches", "patch_embed"),
+            (r"block(\d+)", r"blocks.\1"),
+        ],
+    ),
+    "swin": (
+        lambda name: simmim_layer(name, (2, 2, 18, 2)),
+        [
+            (r"patch_\w+", "patch_embed"),
+            (r"stage(\d)_block(\d+)", r"layers.\1.blocks.\2"),
+            (r"stage(\d)_merge", r"layers.\1.downsample"),
+        ],
+    ),
+    "convnext": (
+        lambda name: convnext_layer(name, 12),
+        [
+            (r"patch_\w+", "downsample_layers.0"),
+            (r"stage(\d)_block(\d+)", r"stages.\1.\2"),
+            (r"stage(\d)_downsample(_norm)?", r"downsample_layers.\1"),
+        ],
+    ),
+    "resnet": (
+        lambda name: resnet_layer(name, (3, 4, 6, 3)),
+        [(r"stem_\w+", "stem"), (r"(res\d)_(\d+)", r"\1.\2")],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "layers"), [("dinov2r_s", 14), ("dinov3_s", 14), ("swin_s", 26), ("convnext_s", 14), ("r50", 18)]
+)
+def test_layer_wise_decay_is_that_of_the_published_programs(variant, layers):
+    config = load_config(f"configs/ade20k.py:{variant}")
+    config.optimizer.layer_decay = 0.8
+    shapes = jax.eval_shape(lambda: initial_variables(build_model(config.model), 0))["params"]
+    layer_of, names = RULES[config.model.backbone.kind]
+    found = {"/".join(path): scale for path, scale in flatten_dict(layer_scales(config, shapes)).items()}
+    seen = set()
+    for path, scale in found.items():
+        part, module = path.split("/")[:2]
+        layer = layers - 1  # of the heads
+        if part == "backbone":
+            for pattern, replacement in names:
+                if re.fullmatch(pattern, module):
+                    module = re.sub(pattern, replacement, module)
+                    break
+            layer = layer_of(module)
+        seen.add(layer)
+        np.testing.assert_allclose(scale, 0.8 ** (layers - 1 - layer), err_msg=path)
+    assert seen == set(range(layers))
+
+
+@pytest.mark.parametrize("backbone", ["convnext", "resnet", "swin", "vit"])
+def test_layers_name_modules_that_exist(backbone):
+    config = make_tiny_config(backbone)
+    shapes = jax.eval_shape(lambda: initial_variables(build_model(config.model), 0))
+    modules = {name for collection in shapes.values() for name in collection.get("backbone", {})}
+    named = [name for names in build_model(config.model).backbone.layers() for name in names]
+    assert len(named) == len(set(named)) and set(named) - modules <= {"registers", "position_table"}
+    assert not any(re.match("norm|pyramid", name) for name in named)
+
+
+def test_updates_with_layer_wise_decay():
+    """Each update is that without decay, times a power of the decay. The state is the same."""
+    config = make_tiny_config("vit")  # two blocks
+    leaf = lambda: {"kernel": np.float32([1.0, -2.0])}
+    params = {
+        "backbone": {
+            "patches": leaf(),
+            "block0": {"fc1": leaf()},
+            "block1": {"fc1": leaf()},
+            "norm": {"scale": np.ones(1)},
+        },
+        "decoder": {"class_embed": leaf()},
+    }
+    gradients = jax.tree.map(lambda leaf: leaf + 1, params)
+    plain, plain_state = one_update(config, params, gradients)
+    config.optimizer.layer_decay = 0.5
+    decayed, state = one_update(config, params, gradients)
+    scales = {
+        "backbone": {
+            "patches": {"kernel": 1 / 8},
+            "block0": {"fc1": {"kernel": 1 / 4}},
+            "block1": {"fc1": {"kernel": 1 / 2}},
+            "norm": {"scale": 1},
+        },
+        "decoder": {"class_embed": {"kernel": 1}},
+    }
+    jax.tree.map(lambda a, b, scale: np.testing.assert_allclose(a, b * scale, rtol=1e-6), decayed, plain, scales)
+    jax.tree.map(np.testing.assert_array_equal, state, plain_state)
+
+
+def one_update(config, params, gradients):
+    optimizer = make_optimizer(config, params)
+    return optimizer.update(gradients, optimizer.init(params), params)
+
+
 def test_schedule():
     config = load_config("configs/cityscapes.py:r50")
     schedule = learning_rate_schedule(config)
     for t in (0, 1, 45_000, 89_999, 90_000):
         # float32: to a millionth of the base rate
         np.testing.assert_allclose(schedule(t), 1e-4 * (1 - t / 90_000) ** 0.9, rtol=0, atol=1e-10)
+
+
+def test_schedule_with_warmup():
+    config = load_config("configs/cityscapes.py:r50")
+    config.optimizer.warmup_steps = 100
+    schedule = learning_rate_schedule(config)
+    for t in (0, 1, 50, 99, 100, 45_000, 90_000):
+        expected = 1e-4 * (1 - t / 90_000) ** 0.9 * min(1, (t + 1) / 100)
+        np.testing.assert_allclose(schedule(t), expected, rtol=0, atol=1e-10)
 
 
 def test_gradient_norm_is_that_of_all_gradients():

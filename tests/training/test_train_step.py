@@ -11,12 +11,15 @@ import numpy as np
 import optax
 import pytest
 
+from fasseg_jax.data.preprocessing import normalize
+from fasseg_jax.losses.criterion import segmentation_loss
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.runtime.distributed import make_mesh, replicated, shard_batch
-from fasseg_jax.training.optimizer import make_optimizer
+from fasseg_jax.training.optimizer import make_optimizer, merge, split
 from fasseg_jax.training.train_step import TrainState, make_train_step
 from tests.helpers.tiny import random_variables
+from tests.helpers.tiny import tiny_config as make_tiny_config
 from tests.helpers.training_runs import ROOT, environment
 
 ALL_KINDS_OF_LAYERS = 5  # of the decoder; two compile in half the time where their kind does not matter
@@ -86,13 +89,16 @@ def test_losses_fall_without_transfers(config):
 
 @pytest.mark.slow
 def test_moving_average(config):
-    config.train.ema_decay = 0.75
+    config.train.ema_decay = 0.15
     step, state = start(config)
     images, targets = batch()
     expected = jax.device_get(state.params)
-    for _ in range(2):
+    for decay in (1 / 10, 0.15, 0.15):  # 2 / 11 and 3 / 12 are more
+        average = optax.ema(decay, debias=False)
         state, _ = step(state, images, targets)
-        expected = jax.tree.map(lambda mean, new: 0.75 * mean + 0.25 * new, expected, jax.device_get(state.params))
+        expected, _ = average.update(
+            jax.device_get(state.params), optax.EmaState(count=np.zeros((), np.int32), ema=expected)
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_params, expected)
     assert state.variables()["params"] is state.ema_params
 
@@ -121,9 +127,6 @@ def test_accumulation_is_the_mean_over_parts(config):
 
 def gradients_with_key(config, state, images, targets, key):
     """Gradients and loss of some images, without sharding or accumulation."""
-    from fasseg_jax.data.preprocessing import normalize
-    from fasseg_jax.losses.criterion import segmentation_loss
-
     model = build_model(config.model)
     _, points_key = jax.random.split(key)
 
@@ -152,6 +155,58 @@ def test_variants_have_the_same_gradients(config, field, value, tolerance):
         gradients.append(state.opt_state)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients[1]))
     assert relative_difference(gradients[1], gradients[0]) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["resnet", "vit"])
+def test_a_frozen_backbone(backbone):
+    """It computes as in prediction, stays the same to the bit, has no state, and saves memory and gradients."""
+    config = make_tiny_config(backbone)
+    config.model.decoder.num_layers = 2
+    config.loss.num_points = 32
+    config.train.update(steps=10, ema_decay=0.5)
+    field, value = ("norm", "batch_norm") if backbone == "resnet" else ("drop_path", 0.9)
+    config.model.backbone[field] = value
+    config.optimizer.update(backbone_multiplier=0.0, clip_norm=1e9)
+    images, targets = batch()
+    step, state = start(config)
+    memory = step.lower(state, images, targets).compile().memory_analysis().temp_size_in_bytes
+    before = copy(state)
+
+    # The gradients of a model whose backbone stands outside of it.
+    def loss(trained):
+        model = build_model(config.model)
+        variables = {"params": merge(trained, frozen), "batch_stats": before.batch_stats}
+
+        def forward(module, images):
+            features = module.backbone(images, False)
+            return module.decoder(module.pixel_decoder(features), "factored")
+
+        predictions = model.apply(variables, normalize(images), method=forward)
+        return segmentation_loss(predictions, targets, points_key, config.loss).total
+
+    trained, frozen = split(before.params, config)
+    points_key = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), 0))[1]
+    gradients = jax.jit(jax.grad(loss))(trained)
+    state, metrics = step(state, images, targets)
+    np.testing.assert_allclose(metrics.gradient_norm, optax.tree.norm(gradients), rtol=1e-4)
+
+    for params in (state.params, state.ema_params):
+        assert jax.tree.all(jax.tree.map(np.array_equal, split(params, config)[1], frozen))
+        stuck = jax.tree.map(
+            lambda new, old, gradient: np.array_equal(new, old) and np.abs(gradient).max() > 1e-6,
+            *(split(params, config)[0], trained, gradients),
+        )
+        assert not any(jax.tree.leaves(stuck)), stuck
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.batch_stats, before.batch_stats))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    assert 2 * numbers <= sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) < 2 * numbers + 10
+    assert ("pyramid" in trained.get("backbone", {})) == (backbone == "vit")
+
+    if backbone == "resnet":  # the tiny ViT has too few activations to tell, and compiling takes long
+        config.optimizer.backbone_multiplier = 0.1
+        step, state = start(config)
+        assert memory < 0.9 * step.lower(state, images, targets).compile().memory_analysis().temp_size_in_bytes
 
 
 PRINT_STEP = """

@@ -122,7 +122,7 @@ def test_swin_values_go_where_they_belong():
     )
 
 
-@pytest.mark.parametrize("backbone", ["convnext", "resnet", "swin"])
+@pytest.mark.parametrize("backbone", ["convnext", "resnet", "swin", "vit"])
 def test_back_to_pytorch_bit_for_bit(backbone):
     config = tiny_config(backbone)
     state_dict = tiny_state_dict(config)

@@ -4,7 +4,8 @@ from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.backbones.convnext import ConvNeXt
 from fasseg_jax.models.backbones.resnet import ResNet
 from fasseg_jax.models.backbones.swin import Swin
+from fasseg_jax.models.backbones.vit import ViT
 
 __all__ = ["BACKBONES", "Backbone"]
 
-BACKBONES: dict[str, type[Backbone]] = {"convnext": ConvNeXt, "resnet": ResNet, "swin": Swin}
+BACKBONES: dict[str, type[Backbone]] = {"convnext": ConvNeXt, "resnet": ResNet, "swin": Swin, "vit": ViT}

@@ -21,3 +21,10 @@ class Backbone(nn.Module):
 
     def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:
         raise NotImplementedError
+
+    def layers(self) -> list[list[str]]:
+        """The backbone's modules and parameters by depth, from the images on, for `config.optimizer.layer_decay`.
+
+        The learning rate of each list is that of the next, times the decay. What no list names has the full rate.
+        """
+        raise NotImplementedError

@@ -151,6 +151,18 @@ class ConvNeXt(Backbone):
             features.append(LayerNorm(self.dtype, EPSILON, name=f"norm{stage}")(x))
         return features
 
+    def layers(self) -> list[list[str]]:
+        """As ConvNeXt's authors number them: the embedding, each stage, and in the third each three blocks."""
+        found = [["patch_embed", "patch_norm"]]
+        for stage, count in enumerate(self.blocks):
+            names = [f"stage{stage}_block{i}" for i in range(count)]
+            size = 3 if stage == 2 else count
+            groups = [names[start : start + size] for start in range(0, count, size)]
+            if stage > 0:
+                groups[0] += [f"stage{stage}_downsample_norm", f"stage{stage}_downsample"]
+            found += groups
+        return found
+
     def _shrink(self, width: int, side: int, name: str) -> nn.Conv:
         """A convolution of squares of pixels that do not overlap."""
         return nn.Conv(

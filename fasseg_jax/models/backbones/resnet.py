@@ -85,3 +85,8 @@ class ResNet(Backbone):
                 x = block(x, train)
             features.append(x)
         return features
+
+    def layers(self) -> list[list[str]]:
+        """The stem, then each block."""
+        blocks = [[f"res{stage + 2}_{i}"] for stage, count in enumerate(self.blocks) for i in range(count)]
+        return [["stem_conv", "stem_norm"], *blocks]

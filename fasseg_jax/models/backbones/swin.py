@@ -191,3 +191,12 @@ class Swin(Backbone):
                 x = block_type(*fields, name=f"stage{stage}_block{i}")(x, train)
             features.append(LayerNorm(self.dtype, name=f"norm{stage}")(x))
         return features
+
+    def layers(self) -> list[list[str]]:
+        """As SimMIM numbers them: the embedding, then each block; the last of a stage with the merging behind it."""
+        found = [["patch_embed", "patch_norm"]]
+        for stage, count in enumerate(self.blocks):
+            if stage > 0:
+                found[-1].append(f"stage{stage - 1}_merge")
+            found += [[f"stage{stage}_block{i}"] for i in range(count)]
+        return found

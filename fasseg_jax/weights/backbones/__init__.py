@@ -4,10 +4,16 @@ from fasseg_jax.weights.backbones.convnext import CONVNEXT
 from fasseg_jax.weights.backbones.foreign import ForeignBackbone
 from fasseg_jax.weights.backbones.resnet import RESNET
 from fasseg_jax.weights.backbones.swin import SWIN
+from fasseg_jax.weights.backbones.vit import VIT
 
 __all__ = ["FOREIGN_BACKBONES", "MODEL_TYPES", "ForeignBackbone", "kind_of"]
 
-FOREIGN_BACKBONES: dict[str, ForeignBackbone] = {"convnext": CONVNEXT, "resnet": RESNET, "swin": SWIN}
+FOREIGN_BACKBONES: dict[str, ForeignBackbone] = {
+    "convnext": CONVNEXT,
+    "resnet": RESNET,
+    "swin": SWIN,
+    "vit": VIT,
+}
 
 # The values of transformers' `model_type` that are known here.
 MODEL_TYPES = tuple(name for foreign in FOREIGN_BACKBONES.values() for name in foreign.model_types)

@@ -92,6 +92,7 @@ def _describe(backbone: ConfigDict) -> dict[str, Any]:
     return {
         "model_type": "convnextv2" if backbone.version == 2 else "convnext",
         "hidden_sizes": _stage_widths(backbone.width),
+        "depths": list(backbone.blocks),
         "drop_path_rate": backbone.drop_path,
     }
 

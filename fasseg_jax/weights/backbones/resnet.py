@@ -59,7 +59,11 @@ def _read(fields: dict[str, Any], problems: list[str]) -> ConfigDict:
 
 
 def _describe(backbone: ConfigDict) -> dict[str, Any]:
-    return {"embedding_size": backbone.width, "hidden_sizes": _stage_widths(backbone.width)}
+    return {
+        "embedding_size": backbone.width,
+        "hidden_sizes": _stage_widths(backbone.width),
+        "depths": list(backbone.blocks),
+    }
 
 
 def _stage_widths(width: int) -> list[int]:

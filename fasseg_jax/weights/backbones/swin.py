@@ -67,6 +67,7 @@ def _read(fields: dict[str, Any], problems: list[str]) -> ConfigDict:
 def _describe(backbone: ConfigDict) -> dict[str, Any]:
     return {
         "embed_dim": backbone.embed_dim,
+        "depths": list(backbone.blocks),
         "num_heads": list(backbone.heads),
         "window_size": backbone.window,
         "mlp_ratio": float(backbone.mlp_ratio),
