@@ -334,7 +334,7 @@ def test_notebook_learns_and_shows_pictures(site):
     mean_iou, chance = map(float, re.search(r"mIoU ([\d.]+); one class everywhere ([\d.]+)", page).groups())
     assert mean_iou > 2 * chance
     pictures = re.findall(r'<img alt="png" src="\.\./(tour_\d+_\d+\.png)"', page)
-    assert len(pictures) == 3
+    assert len(pictures) == 4
     assert all((site / "notebook" / picture).stat().st_size > 10_000 for picture in pictures)
 
 

@@ -94,6 +94,8 @@ def find_oddities(samples: list[LabelCounts], classes: ClassTable, data: ConfigD
 def absent_classes(present: np.ndarray, classes: ClassTable, data: ConfigDict) -> str:
     """Name the classes that do not occur, and say what to do."""
     absent = np.flatnonzero(~present)
+    if absent.tolist() == [0] and classes.names[0].lower() == "background":
+        return "the class 0 'background': no harm if all is annotated (an import with --unlabeled=ignore leaves it out)"
     names = ", ".join(f"{class_id} {classes.names[class_id]!r}" for class_id in absent[:NAMED])
     more = f" and {len(absent) - NAMED} others" if len(absent) > NAMED else ""
     hint = ""

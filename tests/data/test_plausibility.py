@@ -92,6 +92,14 @@ def test_classes_that_never_occur_are_named(tmp_path, ids, reduce_zero_label, me
     assert "No mistakes found; see the notes above." in text and not problems
 
 
+def test_an_empty_background_is_no_reason_to_shift_ids(tmp_path):
+    config = folder(tmp_path, [1, 2], num_classes=3)
+    (tmp_path / "classes.txt").write_text("background\ncar\nroad\n")
+    (line,) = look_at_labels(open_source(config, "training"), config.data)
+    assert "the class 0 'background': no harm if all is annotated" in line
+    assert "reduce_zero_label" not in line
+
+
 def test_all_is_well(tmp_path):
     config = folder(tmp_path, [0, 1, 255])
     assert look_at_labels(open_source(config, "training"), config.data) == []
