@@ -19,16 +19,18 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 from gpu_program import program_work
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 from train_program import lower_train_step
 
 from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.distributed import DATA, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +73,16 @@ OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 def lower_forward(config, devices) -> jax.stages.Lowered:
     """The network."""
+    mesh = Mesh(np.array(devices), (DATA,))
 
     def place(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(devices[0]))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
 
     model = build_model(config.model)
     variables = jax.tree.map(place, jax.eval_shape(lambda: initial_variables(model, 0)))
     images = jax.ShapeDtypeStruct((BATCH.value, *config.augmentation.crop, 3), jnp.float32)
-    return jax.jit(model.apply).lower(variables, place(images))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells the kernels for which GPU they are compiled
+        return jax.jit(model.apply).lower(variables, place(images))
 
 
 def main(_):

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 
 
 def define_flags() -> None:
-    """Define the command line of `fasseg demo`."""
+    """Define the command line of `fasseg serve`."""
     flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint or of a run, or hf://OWNER/NAME.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 opens the page to the network.")
     flags.DEFINE_integer("port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
