@@ -39,11 +39,13 @@ ONLY = flags.DEFINE_multi_enum("only", list(SUBJECTS), list(SUBJECTS), "Subjects
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
-def example_batch(size: int, batch: int, num_targets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def example_batch(
+    size: int, batch: int, num_targets: int, num_classes: int = NUM_CLASSES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images (B, H, W, 3) uint8, labels (B, H, W) uint8 of blocks of 32 x 32, and classes (B, targets) int32."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    classes = np.stack([np.sort(rng.choice(NUM_CLASSES, num_targets, replace=False)) for _ in range(batch)])
+    classes = np.stack([np.sort(rng.choice(num_classes, num_targets, replace=False)) for _ in range(batch)])
     blocks = (size // 32) ** 2
     if num_targets > blocks:
         raise ValueError(f"--targets is {num_targets}, but an image of side {size} has only {blocks} blocks")
@@ -91,9 +93,8 @@ def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], fl
     return step, {"lower_s": lower, "compile_s": compilation}
 
 
-def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
-    """The same for transformers, run eagerly."""
-    import torch
+def their_model(num_classes: int):
+    """Mask2Former with Swin-T of transformers, made from its configuration, without a download."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
     backbone = SwinConfig(
@@ -106,15 +107,30 @@ def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, 
         drop_path_rate=0.3,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    config = Mask2FormerConfig(backbone_config=backbone, num_labels=NUM_CLASSES, num_queries=100)
-    model = Mask2FormerForUniversalSegmentation(config).train()
+    config = Mask2FormerConfig(backbone_config=backbone, num_labels=num_classes, num_queries=100)
+    return Mask2FormerForUniversalSegmentation(config)
+
+
+def their_batch(images, labels, classes, device: str):
+    """Normalized pixels, and masks and classes of each image, as transformers' model takes them."""
+    import torch
+
     normalized = (images - np.float32((123.675, 116.28, 103.53))) / np.float32((58.395, 57.12, 57.375))
-    pixels = torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())  # JAX stays out of this process
-    class_labels = [torch.from_numpy(own.astype(np.int64)) for own in classes]
+    pixels = torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy()).to(device)
+    class_labels = [torch.from_numpy(own.astype(np.int64)).to(device) for own in classes]
     mask_labels = [
-        torch.from_numpy((label == own[:, None, None]).astype(np.float32))
+        torch.from_numpy((label == own[:, None, None]).astype(np.float32)).to(device)
         for label, own in zip(labels, classes, strict=True)
     ]
+    return pixels, mask_labels, class_labels
+
+
+def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
+    """The same for transformers, run eagerly; JAX stays out of its process."""
+    import torch
+
+    model = their_model(NUM_CLASSES).train()
+    pixels, mask_labels, class_labels = their_batch(images, labels, classes, "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
 
     def step():
