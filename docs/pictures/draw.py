@@ -2,6 +2,9 @@
 
 python train.py --config configs/shapes.py --workdir runs/shapes
 python docs/pictures/draw.py runs/shapes/checkpoints/1000
+
+The curves are of a run with configs/camvid.py:
+fasseg curves runs/camvid --output docs/pictures/camvid.webp
 """
 
 import sys
