@@ -162,7 +162,9 @@ segmenter = Segmenter.from_pretrained("{reference}")
 
 `pipeline("image-segmentation", model="{name}")` and `post_process_semantic_segmentation` work, but give other labels on
 some pixels: transformers stretches photos to multiples of 32 pixels, where fasseg_jax pads them, and compares classes
-on a grid of 384 x 384 points. No setting of the folder changes that. This code gives the labels of fasseg_jax:
+on a grid of 384 x 384 points. No setting of the folder changes that. With small networks of random weights, on ten
+photos of odd sizes, 0.5% to 3.7% of the labels differed (20.5% of the worst photo). This code gives the labels of
+fasseg_jax, except where two classes have the same score:
 
 ```python
 name = "{name}"
