@@ -25,9 +25,9 @@ for ADE20K.
     dinov2_s, _b, _l; dinov2r_s, _b, _l (with registers); dinov3_s, _b, _l    crop 512
 
 The ViTs have the rates of EoMT (Kerssies et al., 2025), whose loss, base rate, clipping, batch and crop are these too:
-the backbone trains at the full rate, with a layer-wise decay of 0.8. EoMT warms up, which nothing does here, and needs
-31 epochs, 40k steps; Mask2Former on ViT-Adapter has 160k of crop 640. Rates too high for the first steps show as a loss
-that rises: then try --config.optimizer.backbone_multiplier=0.1, or 0, which freezes the backbone.
+the backbone trains at the full rate, with a layer-wise decay of 0.8. EoMT needs 31 epochs, 40k steps, and warms up, as
+--config.optimizer.warmup_steps=1000 does. Rates too high for the first steps show as a loss that rises: then try
+--config.optimizer.backbone_multiplier=0.1, or 0, which freezes the backbone.
 """
 
 from ml_collections import ConfigDict

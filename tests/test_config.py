@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.config import base_config, changed_fields, flat_fields, load_config, loading, rename_old
 from fasseg_jax.config.config_flags import DEFINE_config_file
 from fasseg_jax.models.fasseg import build_model
+from tests.helpers import ROOT
 
 ADE20K = [
     *("r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"),
@@ -54,8 +55,26 @@ def test_variants_do_not_share_state():
 def test_refusals():
     with pytest.raises(ValueError, match="no variant 'r52'; choose one of r50, r101"):
         load_config("configs/ade20k.py:r52")
-    with pytest.raises(FileNotFoundError, match="ade21k.py"):
+    with pytest.raises(FileNotFoundError, match="'configs/ade21k.py'; .*ade20k.py, c"):
         load_config("configs/ade21k.py:r50")
+    with pytest.raises(FileNotFoundError, match="no recipe 'ade21k'; there are ade20k, c"):
+        load_config("ade21k:r50")
+
+
+def test_recipes_of_the_package_are_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = flat_fields(load_config(str(ROOT / "configs/ade20k.py:swin_t")))
+    for name in ("ade20k:swin_t", "ade20k.py:swin_t", "configs/ade20k.py:swin_t", "configs/ade20k:swin_t"):
+        assert flat_fields(load_config(name)) == expected, name
+    (tmp_path / "shapes").write_text("not a recipe")  # a file of the name hides nothing
+    assert load_config("shapes").data.source == "shapes"
+    own = "from fasseg_jax.config import base_config as get_config"
+    (tmp_path / "shapes.py").write_text(own)  # but a recipe does
+    assert load_config("shapes.py").data.source == "folder"
+    (tmp_path / "mine.py").write_text(own)
+    assert load_config("./mine.py").data.source == "folder"
+    with pytest.raises(FileNotFoundError, match="no recipe '../setup.py'"):  # only files of configs/ are found there
+        load_config("../setup.py")
 
 
 # Old names

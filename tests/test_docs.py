@@ -15,12 +15,12 @@ from flax.traverse_util import flatten_dict
 
 import fasseg_jax
 from fasseg_jax.config import base_config, convnext, resnet, swin, vit
+from fasseg_jax.programs.commands import COMMANDS
 from tests.helpers import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [*PAGES, *sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
-PROGRAMS = ("train.py", "predict.py", "eval.py", "convert.py")
 
 
 def hook(name: str):
@@ -86,14 +86,15 @@ def test_all_flags_are_shown():
     page = (DOCS / "programs.md").read_text("utf-8")
     modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "fasseg_jax").rglob("*.py")]
     with_flags = [name for name in modules if re.search(r"flags\.DEFINE_(?!flag\()", (ROOT / name).read_text("utf-8"))]
-    for program in (*PROGRAMS, *with_flags):
+    assert with_flags
+    for program in with_flags:
         source = (ROOT / program).read_text("utf-8")
         assert f"<!-- program: {program} -->" in page, f"docs/programs.md does not show {program}"
         defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
         flags = programs.flags_of(source)
         assert sorted(flag.name for flag in flags) == sorted(defined)
         assert all(flag.help.endswith(".") for flag in flags), f"{program}: a flag's help is no sentence"
-    flags = {flag.name: flag for flag in programs.flags_of((ROOT / "train.py").read_text("utf-8"))}
+    flags = {flag.name: flag for flag in programs.flags_of((ROOT / "fasseg_jax/programs/train.py").read_text("utf-8"))}
     assert flags["config"].default == '"configs/shapes.py"'
     assert flags["workdir"] == programs.Flag("workdir", "", "Folder of the run; made if absent.")
 
@@ -103,7 +104,12 @@ def test_commands_name_flags_that_exist():
     checked = 0
     for page in TEXTS:
         text = page.read_text("utf-8").replace("\\\n", " ")  # a command may go on in the next line
-        for program, arguments in re.findall(r"(?:python |`|>)(-m fasseg_jax[\w.]+|\w[\w/]*\.py) ([^\n`<]*)", text):
+        called = r"(?:python |`|>|\n *)(-m fasseg_jax[\w.]+|fasseg \w+|\w[\w/]*\.py) ([^\n`<]*)"
+        for program, arguments in re.findall(called, text):
+            command = program.removeprefix("fasseg ").removesuffix(".py")
+            assert command in COMMANDS or not program.startswith("fasseg "), f"{page.name}: there is no {program}"
+            if command in COMMANDS:
+                program = f"-m {COMMANDS[command].module}"
             module = program.removeprefix("-m ").replace(".", "/") + ".py" if program.startswith("-m") else program
             package = f"{module.removesuffix('.py')}/__main__.py"
             places = (ROOT / module, ROOT / package, page.parent / module)
@@ -155,7 +161,7 @@ def test_readme_tree_names_every_chapter():
     tree = hook("readme").section("How it is laid out")
     package = ROOT / "fasseg_jax"
     folders = {path.parent.name for path in package.rglob("*.py")} - {package.name}
-    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     for name in {f"{folder}/" for folder in folders} | modules:
         assert re.search(rf"^ +{name} ", tree, re.MULTILINE), f"README.md: the tree does not have {name}"
 
@@ -214,6 +220,19 @@ def test_files_for_contributors_are_valid():
         assert form.stem == "config" or {"name", "description", "body"} <= fields.keys()
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"][0]["hooks"]
     assert [hook["id"] for hook in hooks] == ["ruff-check", "ruff-format", "mypy"]
+
+
+def test_requirements_are_those_of_the_package_and_more():
+    """requirements.txt has the packages that users ask for by name; the bounds are written twice, so compare them."""
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    project = pyproject()["project"]
+    extras = project["optional-dependencies"]
+    pytest_version = [line for line in extras["test"] if line.startswith("pytest>")]
+    assert listed == {*project["dependencies"], *extras["tfds"], *pytest_version}
+    names = {re.split(r"[\[>]", line)[0] for line in listed}
+    wanted = {"jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "ml-collections", "pytest"}
+    assert wanted <= names
 
 
 def pyproject():

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "ops": {"runtime"},
     "models": {"ops", "config"},
     "losses": {"models", "ops"},
-    "visualization": {"data"},
+    "visualization": {"data", "runtime"},
     "weights": {"models", "data", "config", "runtime"},
     "inference": {"weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "evaluation": {"inference", "weights", "visualization", "data", "config", "runtime"},
@@ -27,6 +27,11 @@ MAY_IMPORT = {
     "export": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "demo": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "summary": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
+    "programs": {
+        *("training", "evaluation", "inference", "weights", "importing", "visualization", "data", "config", "runtime"),
+        "",  # the version
+    },
+    "__main__": {"programs"},
 }
 
 

@@ -1,6 +1,7 @@
 """The descriptions and flags of the programs, read from their source.
 
-In a page, `<!-- program: train.py -->` becomes the docstring of the program and the table of its flags.
+In a page, `<!-- program: fasseg_jax/programs/train.py -->` becomes the docstring of the program and the table of its
+flags.
 """
 
 import ast

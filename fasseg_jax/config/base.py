@@ -109,14 +109,22 @@ def base_config() -> ConfigDict:
             "source": "folder",
             "root": "",  # the data set's folder; for "tfds" the one that the preparation printed
             # The class table, with names and palette: one of fasseg_jax/data/class_tables/, or the path of a .csv file.
-            # Empty: classes.csv or classes.txt in `root`.
+            # Empty: classes.csv, classes.txt or classes.yaml in `root`, or the ids in its label maps.
             "dataset": "ade20k",
             "ignore_label": 255,  # label of ignored pixels, in label files and in training
             "reduce_zero_label": True,  # label files hold 0 for "other" and 1 to K: subtract one, and ignore 0
             # What labels are drawn on if EXIF turns a photo: "viewer" (on what viewers and predict.py show), "stored"
             # (on the pixels as stored), or "auto" (as the label map's size tells; if it fits both, as "viewer").
             "label_orientation": "auto",
+            # Share of the training photos that a hash of the names takes if a folder has no validation photos.
+            "validation_share": 0.2,
+            # Which photos stay together then: "auto" (frames of a film: 10 or more names that differ only in the last
+            # number), "none", or a regular expression (names that begin with the same match).
+            "group": "auto",
             "max_targets": 40,  # T, most classes in one training crop; more are an error (`--check` counts them)
+            # Photos with rare classes are visited more often: a class that a smaller share f of the photos holds than
+            # this repeats its photos sqrt(repeat_below / f) times in an epoch; 0: every photo once.
+            "repeat_below": 0.0,
             "num_threads": 8,  # that read and augment, one batch each; at most one per CPU core is useful
             "prefetch": 8,  # batches read ahead on the host
             # Used by the source "shapes" only:
@@ -170,6 +178,10 @@ def base_config() -> ConfigDict:
             "mask_weight": 5.0,  # of the masks' binary cross-entropy, in loss and matching cost
             "dice_weight": 5.0,  # of the masks' Dice loss, in loss and matching cost
             "no_object_weight": 0.1,  # of unmatched queries in the class cross-entropy; matched ones have 1
+            # Weight of each class in the class cross-entropy, K numbers. (): from `class_balance`, else all 1.
+            "class_weights": (),
+            # Weigh a class by its share of the training pixels to the power of -class_balance, 1 on average; 0: not.
+            "class_balance": 0.0,
             "num_points": 12544,  # P, number of points at which a mask is compared with its target
             "oversample_ratio": 3.0,  # candidates for the points of the loss, as a multiple of P
             "importance_ratio": 0.75,  # share of P that are the least certain candidates; the rest is drawn uniformly
@@ -178,7 +190,8 @@ def base_config() -> ConfigDict:
 
     config.optimizer = ConfigDict(
         {
-            "learning_rate": 1e-4,  # at the first step; there is no warmup
+            "learning_rate": 1e-4,  # the highest: of the first step, unless there is a warm-up
+            "warmup_steps": 0,  # in which the learning rate rises linearly to what the decay says; 0: none
             "poly_power": 0.9,  # the learning rate falls to 0 as (1 - step / steps) to this power
             # The backbone's learning rate, as a multiple of the others'. 0 freezes the backbone, which saves time and
             # memory: it computes as in prediction, without drop path and with constant statistics of batch norm. The
@@ -197,16 +210,22 @@ def base_config() -> ConfigDict:
         {
             "steps": 160_000,  # optimizer steps, of one batch each
             "batch_size": 16,  # of all devices and hosts together
+            # Halve the batch size until the step fits the devices' memory: --config.train.batch_size=auto in short. A
+            # resumed run keeps the size that was found.
+            "fit_batch_size": False,
             "accumulation": 1,  # number of parts in which a batch is computed, one after the other, to save memory
             "seed": 0,  # of initialization, data order, augmentation and sampled points
             # Start weights: a checkpoint directory of convert.py, with a backbone or a whole model. The class head of a
             # model with other classes is initialized again. Empty: random.
             "init": "",
-            "ema_decay": 0.0,  # of an exponential moving average of the parameters, used for evaluation; 0: none
+            # Of an exponential moving average of the parameters, which evaluation and prediction use; 0: none. Step t
+            # has at most (1 + t) / (10 + t), so that the average soon forgets the start weights.
+            "ema_decay": 0.0,
             "shard_parameters": False,  # shard parameters and optimizer state over the devices (large models)
             "log_every": 20,  # steps between entries of the log
             "checkpoint_every": 2_000,  # steps between checkpoints
             "evaluate_every": 10_000,  # steps between evaluations: mIoU on the validation split, and a picture
+            "patience": 0,  # evaluations without a better mIoU, after which the training ends; 0: it never ends early
             "evaluation_stride": 1,  # evaluate every n-th sample of the split
             "keep_checkpoints": 2,  # number of latest checkpoints to keep; the best by mIoU is kept too
         }
@@ -220,6 +239,11 @@ def base_config() -> ConfigDict:
             "crop": (512, 512),  # (height, width) in pixels, multiples of 32; smaller samples are padded
             "color_jitter": True,  # brightness, contrast, saturation and hue at random
             "flip": True,  # mirror half of the samples
+            "vertical_flip": False,  # turn half of the samples upside down (photos from above)
+            "quarter_turns": False,  # turn samples by 0, 90, 180 or 270 degrees (photos from above; square crops)
+            # Share of the samples whose crop is laid on a pixel of a class that is drawn from those of the photo, each
+            # with the same chance. The other crops are laid anywhere.
+            "balanced_crops": 0.0,
         }
     )
 

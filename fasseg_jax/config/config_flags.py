@@ -12,7 +12,9 @@ from fasseg_jax.config.loading import flat_fields, load_config, rename_old, rena
 from fasseg_jax.config.schema import ConfigError, check_config, near_name
 from fasseg_jax.runtime.command_line import print_error
 
-__all__ = ["DEFINE_config_file", "ConfigFlag"]
+__all__ = ["DEFINE_config_file", "ConfigFlag", "given_config"]
+
+flags.disclaim_key_flags()  # so that --help lists the flag among those of the program
 
 
 class ConfigFlag:
@@ -29,11 +31,19 @@ class ConfigFlag:
         Raises:
           ConfigError: a field has a value that is not allowed; the message names the field.
         """
-        config = self._holder.value
-        if config is not None:
-            rename_old(config)
-            check_config(config)
-        return config
+        return _checked(self._holder.value)
+
+
+def given_config(name: str = "config") -> Any:
+    """The value of the flag --NAME of the program, once the command line is read; as `ConfigFlag.value`."""
+    return _checked(flags.FLAGS[name].value)
+
+
+def _checked(config: ConfigDict | None) -> ConfigDict | None:
+    if config is not None:
+        rename_old(config)
+        check_config(config)
+    return config
 
 
 class _RecipeParser(flags.ArgumentParser):

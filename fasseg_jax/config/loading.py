@@ -12,7 +12,11 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["RENAMED", "changed_fields", "flat_fields", "load_config", "rename_old", "renamed_argument"]
+__all__ = ["RECIPES", "RENAMED", "changed_fields", "flat_fields", "load_config", "rename_old", "renamed_argument"]
+
+# The recipes of this package: a wheel holds them inside of it, a clone beside it.
+PACKAGE = Path(__file__).parents[1]
+RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "configs"
 
 # Names that older recipes, commands and checkpoints hold -> today's. "GROUP.FIELD" renames a field, and
 # "GROUP.FIELD=VALUE" a value.
@@ -20,6 +24,9 @@ RENAMED: dict[str, str] = {
     "model.deformable_attention=dense": "model.deformable_attention=tpu",
     "model.deformable_attention=fused": "model.deformable_attention=gpu",
 }
+
+# What may be written on the command line for a value of another kind -> what it stands for.
+SHORT_FORMS = {"train.batch_size=auto": "train.fit_batch_size=True"}
 
 # Fields that do not influence what is learned.
 IMMATERIAL = (
@@ -32,9 +39,11 @@ IMMATERIAL = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.evaluate_every",
+    "train.patience",
     "train.evaluation_stride",
     "train.shard_parameters",
     "train.init",
+    "train.fit_batch_size",  # what it finds is in train.batch_size
 )
 # Fields that decide which parameters a model has; only the model's dtype is none of them.
 ARCHITECTURE = "model."
@@ -44,18 +53,15 @@ def load_config(path: str) -> ConfigDict:
     """Evaluate a recipe.
 
     Args:
-      path: "FILE.py:VARIANT" or "FILE.py", for example "configs/ade20k.py:r50". A relative path is looked for in the
-        working directory, and then beside the package (in a clone of the repository).
+      path: "NAME:VARIANT" or "NAME". NAME is a recipe of this package, for example "ade20k:r50", or the path of a file,
+        for example "configs/ade20k.py:r50". Files of configs/ are found from every working directory.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: there is no such recipe.
       ValueError: the file is no recipe, knows no such variant, or holds a mistake; the message names file and line.
     """
     name, _, variant = str(path).partition(":")
-    candidates = [Path(name), Path(__file__).parents[2] / name]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if file is None:
-        raise FileNotFoundError(f"there is no recipe {name!r}{_recipes(candidates)}")
+    file = _find(name)
     spec = importlib.util.spec_from_file_location(f"fasseg_jax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ValueError(f"{name}: a recipe is a Python file, whose name ends in .py")
@@ -64,7 +70,8 @@ def load_config(path: str) -> ConfigDict:
         spec.loader.exec_module(module)
         config = _call(module, name, variant)
     except (ValueError, OSError) as error:  # what recipes raise to tell their users something
-        raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
+        told = name in str(error) or (variant and variant in str(error))
+        raise ValueError(str(error) if told else f"{name}: {error}") from error
     except (Exception, SystemExit) as error:
         raise ValueError(f"{_position(error, file)}: {type(error).__name__}: {error}") from error
     rename_old(config)
@@ -88,11 +95,19 @@ def _call(module: ModuleType, name: str, variant: str) -> ConfigDict:
     return config
 
 
-def _recipes(candidates: list[Path]) -> str:
-    """The recipes beside the first candidate whose folder exists, for a message."""
-    folder = next((candidate.parent for candidate in candidates if candidate.parent.is_dir()), None)
-    names = sorted(path.name for path in folder.glob("*.py")) if folder else []
-    return f"; {folder} has {', '.join(names[:10])}" if names else ""
+def _find(name: str) -> Path:
+    """The file of a recipe: first in the working directory, then among those of this package."""
+    given = Path(name)
+    own = [RECIPES / given.with_suffix(".py").name] if given.name and given.parent in (Path(), Path("configs")) else []
+    candidates = [given, *own] if given.suffix == ".py" else [*own, given]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    folder = given.parent if given.parent.is_dir() and given.parent != Path() else RECIPES
+    suffix = given.suffix if given.suffix == ".py" else ""
+    names = sorted(f"{path.stem}{suffix}" for path in folder.glob("*.py"))
+    there = f"; {'there are' if folder == RECIPES else f'{folder} has'} {', '.join(names[:10])}" if names else ""
+    raise FileNotFoundError(f"there is no recipe {name!r}{there}")
 
 
 def _position(error: BaseException, file: Path) -> str:
@@ -120,9 +135,13 @@ def rename_old(config: ConfigDict) -> None:
 def renamed_argument(argument: str, flag: str) -> str:
     """Replace the old name of a field in a command line's argument, --FLAG.FIELD=VALUE, and print a line if it has one.
 
-    `rename_old` does the same for old values, once they are in the configuration.
+    `rename_old` does the same for old values, once they are in the configuration. A short form, `SHORT_FORMS`, is
+    written out.
     """
     name, equals, value = argument.partition("=")
+    for short, long in SHORT_FORMS.items():
+        if argument.lstrip("-") == f"{flag}.{short}":
+            return f"--{flag}.{long}"
     new = RENAMED.get(name.removeprefix(f"--{flag}."))
     if new is None or not name.startswith(f"--{flag}."):
         return argument

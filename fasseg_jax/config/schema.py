@@ -6,6 +6,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -58,6 +59,14 @@ def _choice(*choices: str) -> Rule:
     return Rule(str, choices=choices)
 
 
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return bool(text)  # the empty expression would put all photos into one group
+
+
 SIZE_DIVISOR = 32  # the network's largest stride
 SWITCH = Rule(bool)
 TEXT = Rule(str)
@@ -76,7 +85,10 @@ FIELDS: dict[str, Rule | Sequence] = {
     "data.ignore_label": _integer(0, 65_535),
     "data.label_orientation": _choice("auto", "viewer", "stored"),
     "data.reduce_zero_label": SWITCH,
+    "data.validation_share": _number(0, 0.9),
+    "data.group": TEXT,
     "data.max_targets": _integer(1, 65_535),
+    "data.repeat_below": _number(0, 1),
     "data.num_threads": _integer(0, 1_024),
     "data.prefetch": _integer(0, 1_000_000),
     "data.shapes.size": Sequence(LENGTH, "a height and a width", 2),
@@ -106,10 +118,13 @@ FIELDS: dict[str, Rule | Sequence] = {
     "loss.mask_weight": WEIGHT,
     "loss.dice_weight": WEIGHT,
     "loss.no_object_weight": WEIGHT,
+    "loss.class_weights": Sequence(WEIGHT, "the weights of all classes", or_empty=True),
+    "loss.class_balance": _number(0, 2),
     "loss.num_points": _integer(1, 100_000_000),
     "loss.oversample_ratio": _number(1, 1_000),
     "loss.importance_ratio": _number(0, 1),
     "optimizer.learning_rate": _number(0, 100, above=True),
+    "optimizer.warmup_steps": _integer(0, 1_000_000_000),
     "optimizer.poly_power": _number(0, 100),
     "optimizer.backbone_multiplier": WEIGHT,
     "optimizer.layer_decay": _number(0, 1, above=True),
@@ -119,6 +134,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "optimizer.clip_norm": _number(0, 1e9, above=True),
     "train.steps": COUNT,
     "train.batch_size": _integer(1, 1_000_000),
+    "train.fit_batch_size": SWITCH,
     "train.accumulation": _integer(1, 1_000_000),
     "train.seed": _integer(0, 2**32 - 1),
     "train.init": TEXT,
@@ -127,6 +143,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "train.log_every": COUNT,
     "train.checkpoint_every": COUNT,
     "train.evaluate_every": COUNT,
+    "train.patience": _integer(0, 1_000_000),
     "train.evaluation_stride": COUNT,
     "train.keep_checkpoints": COUNT,
     "augmentation.short_sides": SIDES,
@@ -136,6 +153,9 @@ FIELDS: dict[str, Rule | Sequence] = {
     ),
     "augmentation.color_jitter": SWITCH,
     "augmentation.flip": SWITCH,
+    "augmentation.vertical_flip": SWITCH,
+    "augmentation.quarter_turns": SWITCH,
+    "augmentation.balanced_crops": _number(0, 1),
     "inference.mode": _choice("single", "multi_scale", "sliding"),
     "inference.short_side": LENGTH,
     "inference.max_long_side": LENGTH,
@@ -206,6 +226,16 @@ DEPENDENCES = (
         training=True,
     ),
     Dependence(
+        ("loss.class_weights", "model.num_classes"),
+        lambda weights, classes: len(weights) in (0, classes),
+        "there must be a weight for each class, or none",
+    ),
+    Dependence(
+        ("augmentation.quarter_turns", "augmentation.crop"),
+        lambda turns, crop: not turns or crop[0] == crop[1],
+        "quarter turns need a square crop",
+    ),
+    Dependence(
         ("optimizer.backbone_multiplier", "train.init"),
         lambda multiplier, init: multiplier > 0 or init != "",
         "a frozen backbone needs start weights",
@@ -216,6 +246,7 @@ DEPENDENCES = (
         lambda parts, batch: batch % parts == 0,
         "accumulation must divide the batch size",
     ),
+    Dependence(("data.group",), _is_pattern, "it must be auto, none or a regular expression"),
 )
 
 

@@ -3,7 +3,7 @@
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.pipeline import Batch, TrainingBatches, read_ahead
 from fasseg_jax.data.samples import Sample, Source
-from fasseg_jax.data.sources.registry import data_classes, find_source, open_source
+from fasseg_jax.data.sources.registry import data_classes, describe_data, find_source, open_source
 
 __all__ = [
     "Batch",
@@ -12,6 +12,7 @@ __all__ = [
     "Source",
     "TrainingBatches",
     "data_classes",
+    "describe_data",
     "find_source",
     "open_source",
     "read_ahead",

@@ -29,14 +29,25 @@ def augment(
     """
     crop_height, crop_width = config.crop
     height, width = resized_size(image.shape[:2], int(rng.choice(config.short_sides)), config.max_long_side)
-    top = int(rng.integers(max(height - crop_height, 0), endpoint=True))
-    left = int(rng.integers(max(width - crop_width, 0), endpoint=True))
+    anchor = None
+    if config.balanced_crops and rng.random() < config.balanced_crops:
+        anchor = _pixel_of_some_class(_resize_labels(labels, (height, width)), ignore_label, rng)
+    if anchor is None:
+        top = int(rng.integers(max(height - crop_height, 0), endpoint=True))
+        left = int(rng.integers(max(width - crop_width, 0), endpoint=True))
+    else:
+        top = _start_around(anchor[0], crop_height, height, rng)
+        left = _start_around(anchor[1], crop_width, width, rng)
     window = (top, left, min(crop_height, height), min(crop_width, width))
     image, labels = resize_and_crop(image, labels, (height, width), window)
     if config.color_jitter:
         image = jitter_colors(image, rng)
     if config.flip and rng.integers(2):
         image, labels = image[:, ::-1], labels[:, ::-1]
+    if config.vertical_flip and rng.integers(2):
+        image, labels = image[::-1], labels[::-1]
+    if config.quarter_turns and (turns := int(rng.integers(4))):
+        image, labels = np.rot90(image, turns), np.rot90(labels, turns)
     return pad_to(image, config.crop, PAD_VALUE), pad_to(labels, config.crop, ignore_label)
 
 
@@ -63,8 +74,31 @@ def resize_and_crop(
     scale_y, scale_x = image.shape[0] / height, image.shape[1] / width
     box = (left * scale_x, top * scale_y, (left + window_width) * scale_x, (top + window_height) * scale_y)
     window_of_image = Image.fromarray(image).resize((window_width, window_height), Image.Resampling.BILINEAR, box)
-    resized_labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    resized_labels = _resize_labels(labels, size)
     return np.asarray(window_of_image), resized_labels[top : top + window_height, left : left + window_width]
+
+
+def _resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+
+def _pixel_of_some_class(labels: np.ndarray, ignore_label: int, rng: np.random.Generator) -> tuple[int, int] | None:
+    """Draw one of the classes in `labels`, and (row, column) of one of its pixels; None if all are ignored.
+
+    Every class has the same chance, however few pixels it has (nnU-Net's oversampling; Isensee et al., 2021).
+    """
+    classes = np.flatnonzero(np.bincount(labels.ravel(), minlength=ignore_label)[:ignore_label])
+    if not len(classes):
+        return None
+    pixels = np.flatnonzero(labels.ravel() == rng.choice(classes))
+    row, column = divmod(int(rng.choice(pixels)), labels.shape[1])
+    return row, column
+
+
+def _start_around(position: int, length: int, size: int, rng: np.random.Generator) -> int:
+    """Where a window of `length` in 0 to `size` begins that contains `position`; uniform over all such windows."""
+    return int(rng.integers(max(0, position - length + 1), max(0, min(position, size - length)), endpoint=True))
 
 
 def pad_to(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:

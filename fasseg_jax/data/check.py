@@ -10,6 +10,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes
+from fasseg_jax.data.folder_layout import LayoutError
 from fasseg_jax.data.plausibility import LabelCounts, count_sample, find_mistakes, find_oddities
 from fasseg_jax.data.samples import SPLITS, Source
 from fasseg_jax.data.sources.registry import data_classes, find_source
@@ -57,7 +58,8 @@ def check_data(config: ConfigDict) -> list[SplitReport]:
       config: the whole configuration.
 
     Raises:
-      DataError: the folder holds no class table, or `config.data.root` is empty.
+      LayoutError: the folder holds no photos with label maps.
+      DataError: `config.data.root` is empty.
       FileNotFoundError: `config.data.dataset` names no class table.
     """
     classes = data_classes(config.data)
@@ -65,6 +67,8 @@ def check_data(config: ConfigDict) -> list[SplitReport]:
     for split in SPLITS:
         try:
             source = find_source(config.data, split)
+        except LayoutError:  # there is nothing to look at
+            raise
         except DataError as error:  # a missing folder: still look at the other split
             reports.append(_report(split, len(classes), [str(error)], []))
         else:

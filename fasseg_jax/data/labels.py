@@ -9,6 +9,7 @@ from PIL import Image
 from fasseg_jax.data.classes import ClassTable, DataError
 from fasseg_jax.data.images import as_stored, load_upright, open_image, reason, to_rgb
 from fasseg_jax.data.samples import Orientation, Sample
+from fasseg_jax.runtime.files import Path, require_regular_file
 
 __all__ = [
     "LABEL_EXTENSIONS",
@@ -23,6 +24,7 @@ __all__ = [
     "label_dtype",
     "label_table",
     "map_labels",
+    "read_file",
 ]
 
 UNKNOWN = -1  # in a label table: files must not contain this id
@@ -264,3 +266,12 @@ def _ranges(ids: np.ndarray) -> str:
     """Write ascending integers with their runs as "first to last"."""
     runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file; a `DataError` that names it if it cannot be read, or is a pipe or a device."""
+    try:
+        require_regular_file(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import check_section
 from fasseg_jax.data.augmentation import augment
+from fasseg_jax.data.balance import epoch_length, epoch_with_repeats
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.samples import Source
 
@@ -39,12 +40,21 @@ class Batch:
 class TrainingBatches:
     """The batches of all training steps: a sequence of `config.train.steps` batches, by step.
 
-    Each epoch visits every sample once, in its own random order. A batch may hold the end of one epoch and the start of
-    the next. Order and augmentation depend only on the seed and the position in the global sequence of samples. So a
-    step has the same global batch on any number of hosts; of n hosts, host h makes its h-th block.
+    Each epoch visits every sample once, or as often as its repeat factor says, in its own random order. A batch may
+    hold the end of one epoch and the start of the next. Order and augmentation depend only on the seed and the position
+    in the global sequence of samples. So a step has the same global batch on any number of hosts; of n hosts, host h
+    makes its h-th block.
     """
 
-    def __init__(self, source: Source, config: ConfigDict, seed: int, host: int = 0, num_hosts: int = 1):
+    def __init__(
+        self,
+        source: Source,
+        config: ConfigDict,
+        seed: int,
+        host: int = 0,
+        num_hosts: int = 1,
+        repeats: np.ndarray | None = None,
+    ):
         """Check what the batches are made from; nothing is read yet.
 
         Args:
@@ -53,6 +63,7 @@ class TrainingBatches:
           seed: of order and augmentation.
           host: index of this host.
           num_hosts: number of hosts.
+          repeats: of `repeat_factors`, the same on all hosts; None: an epoch visits every sample once.
 
         Raises:
           DataError: a field of the configuration does not fit the data.
@@ -75,6 +86,14 @@ class TrainingBatches:
         self._size = config.train.batch_size // num_hosts
         self._offset = host * self._size
         self._seed = seed
+        self._epoch_length = len(source) if repeats is None else epoch_length(repeats)
+
+        @functools.lru_cache(maxsize=4)  # threads may work on an epoch and the next
+        def order(epoch: int) -> np.ndarray:
+            rng = np.random.default_rng([seed, SHUFFLING, epoch])
+            return rng.permutation(len(source)) if repeats is None else epoch_with_repeats(repeats, rng)
+
+        self._order = order  # the indices of the samples in the order in which an epoch visits them
 
     def __len__(self) -> int:
         return self._steps
@@ -91,8 +110,8 @@ class TrainingBatches:
 
     def _example(self, position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, str]:
         """The sample at a position in the global sequence, augmented."""
-        epoch, position_in_epoch = divmod(position, len(self._source))
-        index = int(_epoch_order(len(self._source), self._seed, epoch)[position_in_epoch])
+        epoch, position_in_epoch = divmod(position, self._epoch_length)
+        index = int(self._order(epoch)[position_in_epoch])
         sample = self._source[index]
         rng = np.random.default_rng([self._seed, AUGMENTING, position])
         image, labels = augment(sample.image, sample.labels, self._augmentation, self._ignore_label, rng)
@@ -100,7 +119,7 @@ class TrainingBatches:
         if len(present) > self._max_targets:
             raise DataError(
                 f"{sample.name}: a crop holds {len(present)} classes, more than config.data.max_targets = "
-                f"{self._max_targets}; raise it (`train.py --check` prints the largest number of classes in an image)"
+                f"{self._max_targets}; raise it (`fasseg check` prints the largest number of classes in an image)"
             )
         classes = np.full(self._max_targets, -1, np.int32)
         classes[: len(present)] = present
@@ -122,9 +141,3 @@ def read_ahead(batches: TrainingBatches, data: ConfigDict, first_step: int = 0) 
 
     options = grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
     return iter(grain.MapDataset.source(batches)[first_step:].to_iter_dataset(options))
-
-
-@functools.lru_cache(maxsize=4)  # threads may work on an epoch and the next
-def _epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
-    """The indices of the samples in the order in which an epoch visits them, (length,)."""
-    return np.random.default_rng([seed, SHUFFLING, epoch]).permutation(length)

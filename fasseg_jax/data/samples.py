@@ -42,11 +42,13 @@ class Source(Protocol):
       file_ids: (K,) integers, the id of each class in the data set's own label files. Submissions to an evaluation
         server are written in these ids.
       problems: what is wrong with the source as a whole, such as files without a partner, one line each.
+      fingerprint: a text that changes with the names of the samples, and is the same on all machines.
     """
 
     classes: ClassTable
     file_ids: np.ndarray
     problems: tuple[str, ...]
+    fingerprint: str
 
     def __len__(self) -> int: ...
 

@@ -10,9 +10,9 @@ ADE20K, Cityscapes and folders with their own classes.txt are all prepared in th
 system: if several machines train, mount the bucket that holds them, or copy them to each machine.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 
-import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -24,6 +24,14 @@ from fasseg_jax.data.sources.folder import FolderSource
 from fasseg_jax.data.sources.registry import open_source
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.files import Path, named_write_errors
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError:
+    MISSING = 'preparing data needs tensorflow-datasets: pip install "fasseg_jax[tfds]"'
+    if __name__ == "__main__":
+        sys.exit(print_error(MISSING, status=1))
+    raise ImportError(MISSING) from None
 
 __all__ = ["SegmentationBuilder", "prepare"]
 

@@ -1,1 +1,1 @@
-"""A web page for trying a model: `python -m fasseg_jax.demo`."""
+"""A web page for trying a model: `fasseg demo`."""

@@ -1,6 +1,6 @@
 """Serve a web page for trying a model: drop a photo, see its classes.
 
-    python -m fasseg_jax.demo --checkpoint CHECKPOINT
+    fasseg demo --checkpoint CHECKPOINT
 
 The page is at http://127.0.0.1:8000, only on this machine; --port changes the port. --host 0.0.0.0 opens the page to
 everyone on the network, without a password. The page loads nothing from other sites, and the program stores no photos.
@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
 
 
 def define_flags() -> None:
-    """Define the command line of `python -m fasseg_jax.demo`."""
-    flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint, or of a run of train.py.")
+    """Define the command line of `fasseg demo`."""
+    flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint or of a run, or hf://OWNER/NAME.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 opens the page to the network.")
     flags.DEFINE_integer("port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")

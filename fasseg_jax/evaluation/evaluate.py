@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from fasseg_jax.data import DataError, Sample, Source
 from fasseg_jax.evaluation.metrics import Counts, count
-from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.read_ahead import map_ahead
 
@@ -27,6 +27,7 @@ class ImageResult:
       version: of the sample's files (see `Source.version`).
       positions: indices of the nonzero elements of `Counts.to_vector()`.
       values: these elements.
+      uncertainty: see `Segmentation`; None if it was not measured, as in progress of versions that did not know it.
     """
 
     index: int
@@ -34,13 +35,14 @@ class ImageResult:
     version: str
     positions: Int64[np.ndarray, "n"]
     values: Int64[np.ndarray, "n"]
+    uncertainty: float | None = None
 
     @classmethod
-    def from_counts(cls, index: int, name: str, version: str, counts: Counts) -> Self:
+    def from_counts(cls, index: int, name: str, version: str, counts: Counts, uncertainty: float | None = None) -> Self:
         """Store the counts of sample `index`."""
         vector = counts.to_vector()
         positions = np.flatnonzero(vector)
-        return cls(index, name, version, positions, vector[positions])
+        return cls(index, name, version, positions, vector[positions], uncertainty)
 
     def counts(self, num_classes: int) -> Counts:
         """The counts, of `num_classes` classes."""
@@ -89,7 +91,7 @@ def evaluate_source(
     """
     num_classes = len(source.classes)
     indices = share_of_host(range(0, len(source), stride))
-    results = evaluate_images(segmenter, source, indices, ignore_label, num_threads=num_threads, boundary=False)
+    results = evaluate_images(segmenter, source, indices, ignore_label, num_threads=num_threads, details=False)
     vectors = all_gather_objects(sum_counts(results, num_classes).to_vector().tolist())
     return Counts.from_vector(np.array(vectors, np.int64).sum(axis=0))
 
@@ -102,7 +104,7 @@ def evaluate_images(
     *,
     batch_size: int = 1,
     num_threads: int = 1,
-    boundary: bool = True,
+    details: bool = True,
     skip: Callable[[DataError], None] | None = None,
     save: Callable[[str, np.ndarray], None] | None = None,
 ) -> Generator[ImageResult, None, None]:
@@ -115,7 +117,7 @@ def evaluate_images(
       ignore_label: label of ignored pixels in the ground truth.
       batch_size: inputs of the network per device.
       num_threads: number of threads that read, and of threads that count.
-      boundary: also count the pixels on boundaries.
+      details: also count the pixels on boundaries, and measure the uncertainty.
       skip: called, in the caller's thread or the segmenter's, with the error of each sample that cannot be read.
         Without it the error is raised.
       save: called in several threads, with the name and the predicted labels of each sample before its result is
@@ -135,15 +137,16 @@ def evaluate_images(
             in_progress[index] = sample.labels, version
             yield _Key(index, sample.name), sample.image
 
-    def count_image(predicted: tuple[_Key, np.ndarray, str, np.ndarray]) -> ImageResult:
-        key, truth, version, labels = predicted
-        counts = count(truth, labels, len(source.classes), ignore_label, boundary, key.name)
+    def count_image(predicted: tuple[_Key, np.ndarray, str, Segmentation]) -> ImageResult:
+        key, truth, version, result = predicted
+        counts = count(truth, result.labels, len(source.classes), ignore_label, details, key.name)
         if save:
-            save(key.name, labels)
-        return ImageResult.from_counts(key.index, key.name, version, counts)
+            save(key.name, result.labels)
+        return ImageResult.from_counts(key.index, key.name, version, counts, result.uncertainty)
 
     predicted = (
-        (key, *in_progress.pop(key.index), labels) for key, labels in segmenter.segment_all(photos(), batch_size)
+        (key, *in_progress.pop(key.index), result)
+        for key, result in segmenter.results(photos(), batch_size, uncertainty=details)
     )
     for _, result in map_ahead(count_image, predicted, num_threads, eager=True):
         yield result

@@ -13,8 +13,9 @@ from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
 from fasseg_jax.evaluation.metrics import Counts, SegmentationMetrics, image_score, metrics_of
 from fasseg_jax.evaluation.report import PicturedImage, write_report
-from fasseg_jax.evaluation.tables import csv_text, write_csv, write_json
+from fasseg_jax.evaluation.tables import write_csv, write_json
 from fasseg_jax.inference.segmenter import Segmenter
+from fasseg_jax.runtime.csv_text import csv_text
 from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.visualization.confusion_matrix import draw_confusion
 from fasseg_jax.visualization.overlay import draw_comparison
@@ -60,21 +61,22 @@ def write_numbers(
 
 
 def write_images(file: Path, results: list[ImageResult], names: dict[int, str], num_classes: int) -> None:
-    """Write a row for each image as CSV, with its score (the mIoU of the single image) and its pixel accuracy.
+    """Write a row for each image as CSV: score (the mIoU of the single image), pixel accuracy and uncertainty.
 
-    Both are empty if all pixels are ignored.
+    Score and accuracy are empty if all pixels are ignored; the uncertainty, if an earlier version did not measure it.
     """
     with (
         write_atomically(file) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines,
     ):
         writer = csv.writer(lines)
-        writer.writerow(["image", "score", "pixel_accuracy", "labelled_pixels"])
+        writer.writerow(["image", "score", "pixel_accuracy", "labelled_pixels", "uncertainty"])
         for result in sorted(results, key=lambda result: result.index):
             counts = result.counts(num_classes)
             values = (image_score(counts), metrics_of(counts).pixel_accuracy)
             cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-            writer.writerow([csv_text(names[result.index]), *cells, counts.confusion.sum()])
+            uncertainty = "" if result.uncertainty is None else f"{result.uncertainty:.6f}"
+            writer.writerow([csv_text(names[result.index]), *cells, counts.confusion.sum(), uncertainty])
 
 
 def write_pictures(

@@ -28,7 +28,9 @@ from fasseg_jax.runtime.compilation import CompileTimer, enable_compilation_cach
 from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.runtime.preemption import Interruption
-from fasseg_jax.weights.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from fasseg_jax.weights.checkpoint import Checkpoint, find_checkpoint
+from fasseg_jax.weights.pretrained import load_pretrained
+from fasseg_jax.weights.remote import fetch
 
 __all__ = [
     "Evaluation",
@@ -122,9 +124,9 @@ def prepare_evaluation(options: EvaluationOptions, devices: list[jax.Device]) ->
     """
     cache = enable_compilation_cache() or "memory"
     _print(f"Computing on {jax.device_count()} x {devices[0].device_kind}; compiled programs are kept in {cache}.")
-    path, origin = find_checkpoint(options.checkpoint)
+    path, origin = find_checkpoint(fetch(options.checkpoint))
     _print(f"Checkpoint: {path}{origin}.")
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_pretrained(path)
     checkpoint.require_whole_model(path)
     config = _evaluation_config(checkpoint, options)
     source = _open_data(config, checkpoint.classes, options.skip_unreadable)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 from PIL import Image
 
+from fasseg_jax.data.folder_words import place_of, split_of
 from fasseg_jax.data.labels import label_dtype
 from fasseg_jax.runtime.files import Path, write_atomically
 
@@ -18,7 +19,8 @@ __all__ = ["result_name", "write_labels"]
 def result_name(sample: str, root: str) -> str:
     """The path of a sample's results below their folder: SUBFOLDER/NAME.
 
-    Sources name samples [`root`/]KIND/SPLIT/SUBFOLDER/NAME.EXTENSION, where KIND is "images" or the like.
+    Sources name samples [`root`/]KIND/SPLIT/SUBFOLDER/NAME.EXTENSION, where KIND is "images" or the like. Of a folder
+    with another order of these, or without them, what is left of the path is the name (see `place_of`).
 
     Args:
       sample: `Sample.name`.
@@ -26,7 +28,9 @@ def result_name(sample: str, root: str) -> str:
     """
     path, folder = PurePath(sample), Path(root).expanduser()
     path = path.relative_to(folder) if root and path.is_relative_to(folder) else path
-    return PurePath(*path.parts[2:]).with_suffix("").as_posix()
+    if len(path.parts) > 2 and split_of(path.parts[1]):
+        return PurePath(*path.parts[2:]).with_suffix("").as_posix()
+    return place_of(Path(path)).name
 
 
 def write_labels(path: Path, labels: Integer[np.ndarray, "H W"], ids: Integer[np.ndarray, "K"] | None = None) -> None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import unicodedata
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from rich.text import Text
 
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.metrics import SegmentationMetrics
+from fasseg_jax.runtime.csv_text import csv_text
 from fasseg_jax.runtime.files import Path, write_atomically
 
-__all__ = ["COLUMNS", "MEANS", "csv_text", "percent", "print_table", "table_order", "write_csv", "write_json"]
+__all__ = ["COLUMNS", "MEANS", "percent", "print_table", "table_order", "write_csv", "write_json"]
 
 MEANS = {
     "mean_iou": "mIoU",
@@ -32,7 +32,6 @@ COLUMNS = {
     "truth_share": "in truth",
     "predicted_share": "predicted",
 }
-FORMULA_STARTS = "=+-@\N{MINUS SIGN}"  # and their other forms, such as full-width ones
 BAR_WIDTH = 12  # letters
 
 
@@ -105,16 +104,6 @@ def write_csv(path: str | Path, metrics: SegmentationMetrics, classes: ClassTabl
         for class_id, name in enumerate(classes.names):
             values = [_defined(getattr(metrics, field)[class_id]) for field in COLUMNS]
             writer.writerow([class_id, csv_text(name), *("" if value is None else f"{value:.6g}" for value in values)])
-
-
-def csv_text(text: str) -> str:
-    """A text for a cell of a CSV file, with an apostrophe first if a spreadsheet could run it as a formula.
-
-    Spreadsheets skip spaces, and characters that show nothing, at the beginning of a cell.
-    """
-    visible = next((letter for letter in text if unicodedata.category(letter)[0] not in "ZC"), " ")
-    runs = unicodedata.normalize("NFKC", visible)[0] in FORMULA_STARTS or text.startswith(("\t", "\r", "\n"))
-    return f"'{text}" if runs else text
 
 
 def percent(value: float) -> str:

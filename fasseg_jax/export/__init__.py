@@ -1,1 +1,1 @@
-"""A model as one file that needs no code of this package: `python -m fasseg_jax.export`."""
+"""A model as one file that needs no code of this package: `fasseg export`."""

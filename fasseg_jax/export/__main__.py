@@ -1,10 +1,6 @@
-r"""Write a model as one file that needs no code of this package: `python -m fasseg_jax.export`.
+"""Write a model as one file that needs no code of this package.
 
-    python -m fasseg_jax.export \
-        --checkpoint CHECKPOINT \
-        --size 512x512 \
-        --size 512x683 \
-        --output model.npz
+    fasseg export --checkpoint CHECKPOINT --size 512x512 --size 512x683 --output model.npz
 
 For each size, `jax.export` lowers the function from a photo, uint8 (H, W, 3), to its labels (H, W) to StableHLO, for
 several platforms at once. The file runs wherever JAX does: `fasseg_jax/export/load_exported.py`, which you may copy,
@@ -21,7 +17,7 @@ from absl import app, flags, logging
 from fasseg_jax.export.exporter import PLATFORMS, export_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.runtime.compilation import announce
-from fasseg_jax.weights.checkpoint import load_checkpoint
+from fasseg_jax.weights.pretrained import load_pretrained
 
 
 def main(_: list[str]) -> int:
@@ -30,7 +26,7 @@ def main(_: list[str]) -> int:
     options = flags.FLAGS
     try:
         sizes = [parse_size(text) for text in options.size]
-        checkpoint = load_checkpoint(options.checkpoint)
+        checkpoint = load_pretrained(options.checkpoint)
         files = export_model(
             checkpoint,
             sizes,
@@ -51,10 +47,8 @@ def main(_: list[str]) -> int:
 
 
 def define_flags() -> None:
-    """Define the command line of `python -m fasseg_jax.export`."""
-    flags.DEFINE_string(
-        "checkpoint", None, "Folder of a checkpoint, as convert.py and train.py write it.", required=True
-    )
+    """Define the command line of `fasseg export`."""
+    flags.DEFINE_string("checkpoint", None, "Folder of a checkpoint or of a run, or hf://OWNER/NAME.", required=True)
     flags.DEFINE_multi_string("size", None, "HEIGHTxWIDTH of photos; may be given several times.", required=True)
     flags.DEFINE_string("output", None, "File to write; its name must end in .npz.", required=True)
     flags.DEFINE_enum("weights", "included", ["included", "separate"], "Weights in the file, or in one beside it.")

@@ -1,14 +1,16 @@
-"""Turn annotations of other tools into a folder to train from: `python -m fasseg_jax.importing`.
+"""Turn annotations of other tools into a folder to train from.
 
-    python -m fasseg_jax.importing --input ANNOTATIONS --output DATA
-    python train.py --config configs/folder.py:DATA --check
+    fasseg import --input ANNOTATIONS --output DATA
+    fasseg check --config folder:DATA
 
 The program recognizes the format and says what it took it for; --format overrides. It copies the photos, writes label
 maps and classes.txt, and reports every shape that it drops or clips, with the reason. It never changes the input. A
-second run goes on where the first one stopped. It needs `pip install -e ".[import]"`.
+second run goes on where the first one stopped. It needs `pip install "fasseg_jax[import]"`.
 
 Exit status: 0 all photos are imported; 1 some are not, or nothing can be written; 2 wrong usage.
 """
+
+import re
 
 from absl import app, flags, logging
 
@@ -18,7 +20,7 @@ from fasseg_jax.importing.class_lists import read_class_list
 from fasseg_jax.importing.formats.registry import FORMATS
 from fasseg_jax.importing.run import REPORT, ImportResult, import_annotations
 from fasseg_jax.importing.shapes import OVERLAP
-from fasseg_jax.runtime.command_line import parse_flags, print_error
+from fasseg_jax.runtime.command_line import other_program, parse_flags, print_error
 from fasseg_jax.runtime.files import Path
 
 PRINTED = 20  # lines of each kind; the report has all
@@ -52,6 +54,10 @@ def _options() -> ImportOptions:
     if flag.format is not None and flag.format not in FORMATS:
         raise DataError(f"--format={flag.format}: choose one of {', '.join(FORMATS)}")
     classes, colors = read_class_list(Path(flag.classes).expanduser()) if flag.classes else (None, None)
+    try:
+        re.compile(flag.group)
+    except re.error as error:
+        raise DataError(f"--group={flag.group}: is no regular expression ({error})") from error
     photos = Path(flag.photos).expanduser() if flag.photos else None
     if photos is not None and not photos.is_dir():
         raise DataError(f"--photos={flag.photos}: there is no such folder")
@@ -62,6 +68,7 @@ def _options() -> ImportOptions:
         overlap=flag.overlap,
         unlabeled=flag.unlabeled,
         validation=flag.validation,
+        group=flag.group,
         orientation=flag.orientation,
         tolerance=flag.tolerance,
     )
@@ -82,11 +89,11 @@ def _print_result(result: ImportResult, output: Path) -> None:
     if not result.written + result.kept:
         return
     ignored = f" --config.data.ignore_label={result.ignore_label}" if result.ignore_label != 255 else ""
-    print(f"Next: python train.py --config configs/folder.py:{output} --check{ignored}")
+    print(f"Next: {other_program('check')} --config folder:{output}{ignored}")
 
 
 def define_flags() -> None:
-    """Define the command line of `python -m fasseg_jax.importing`."""
+    """Define the command line of `fasseg import`."""
     flags.DEFINE_string("input", None, "Folder or file of the annotations.")
     flags.DEFINE_string("output", None, "Folder to make; a second run goes on there.")
     flags.DEFINE_string("format", None, "Format of the annotations; by default it is recognized.")
@@ -100,6 +107,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_float(
         "validation", 0.2, "Share of photos for validation, if the source has none.", lower_bound=0, upper_bound=0.9
+    )
+    flags.DEFINE_string(
+        "group",
+        "auto",
+        'Which photos stay together in one split: "auto" (frames of a film), "none", or a regular expression: those '
+        "whose names begin with the same match.",
     )
     flags.DEFINE_enum(
         "orientation", "auto", ["auto", "viewer", "stored"], "What labels are drawn on if EXIF turns a photo."

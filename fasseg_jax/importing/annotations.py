@@ -12,7 +12,6 @@ from fasseg_jax.runtime.files import Path
 
 __all__ = [
     "IGNORED",
-    "SPLIT_NAMES",
     "UNLABELED",
     "Annotations",
     "Format",
@@ -21,16 +20,10 @@ __all__ = [
     "Shape",
     "clean_name",
     "load_library",
-    "split_of",
 ]
 
 IGNORED = -1  # in a label map of a reader: the pixel counts for nothing
 UNLABELED = -2  # in a painted label map: no shape covers the pixel
-SPLIT_NAMES = {  # names of splits in other programs -> the project's, and "test", which is not imported
-    **dict.fromkeys(("train", "training"), "training"),
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing", "test-dev"), "test"),
-}
 Kind = Literal["polygon", "coco_polygon", "rectangle", "ellipse", "mask", "rle", "dropped"]
 
 
@@ -111,6 +104,7 @@ class ImportOptions:
       overlap: which of two shapes covers the other: "later", or "smaller".
       unlabeled: what pixels are that no shape covers: "background", a class, or "ignore"; None leaves it to the format.
       validation: share of photos for validation, if the source has none.
+      group: which photos stay together then; see `fasseg_jax.data.splitting.divide`.
       orientation: what labels are drawn on if EXIF turns a photo; see `config.data.label_orientation`.
       tolerance: the most that a channel of a mask's color may differ from the listed one.
       output: the folder of the result, in which no photos are looked for.
@@ -122,6 +116,7 @@ class ImportOptions:
     overlap: str = "later"
     unlabeled: str | None = None
     validation: float = 0.2
+    group: str = "auto"
     orientation: str = "auto"
     tolerance: int = 0
     output: Path | None = None
@@ -144,11 +139,6 @@ class Format:
     unlabeled: str = "background"
 
 
-def split_of(name: str) -> str | None:
-    """The project's name of a split, or None if `name` is none."""
-    return SPLIT_NAMES.get(name.lower())
-
-
 def clean_name(name: object) -> str:
     """A class name as one line of `classes.txt` holds it: without line ends, doubled spaces and lone surrogates."""
     text = str(name).replace("\0", " ").encode("utf-8", "replace").decode()
@@ -161,5 +151,5 @@ def load_library(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"{module.partition('.')[0]} is needed for this format ({error}): pip install -e '.[import]'"
+            f"{module.partition('.')[0]} is needed for this format ({error}): pip install 'fasseg_jax[import]'"
         ) from error

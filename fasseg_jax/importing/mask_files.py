@@ -6,29 +6,15 @@ import re
 import numpy as np
 
 from fasseg_jax.data.classes import DataError
+from fasseg_jax.data.folder_words import LABEL_ENDING, LABEL_WORDS, PHOTO_ENDING, PHOTO_WORDS, split_of
 from fasseg_jax.data.images import list_photos, open_image, reason
-from fasseg_jax.importing.annotations import IGNORED, split_of
+from fasseg_jax.importing.annotations import IGNORED
 from fasseg_jax.runtime.files import Path
 
 __all__ = ["IGNORED_NAMES", "MaskPair", "find_pairs", "is_gray", "map_colors", "read_rgb"]
 
 IGNORED_NAMES = ("void", "unlabeled", "unlabelled", "ignore", "ignored", "__ignore__")  # pixels that count for nothing
-MASK_WORDS = {
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "annotation",
-    "annotations",
-    "annot",
-    "gt",
-    "groundtruth",
-    "seg",
-    "segmentation",
-}
-PHOTO_WORDS = {"image", "images", "img", "imgs", "photo", "photos", "rgb", "input", "inputs", "jpegimages"}
-MASK_ENDING = re.compile(r"[_.-](mask|masks|label|labels|gt|seg|l)$", re.IGNORECASE)
-PHOTO_ENDING = re.compile(r"[_.-](image|img|photo|rgb|sat)$", re.IGNORECASE)
+MASK_WORDS = LABEL_WORDS - {"segmentationclass"}  # of VOC, a format of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +86,8 @@ def _describe(path: Path) -> tuple[bool, str | None, str]:
         split = splits[0] if splits else split
         rest += ["_".join(word for word in words if not split_of(word))]
     stem = path.stem
-    if MASK_ENDING.search(stem):
-        is_mask, stem = True, MASK_ENDING.sub("", stem)
+    if LABEL_ENDING.search(stem):
+        is_mask, stem = True, LABEL_ENDING.sub("", stem)
     stem = PHOTO_ENDING.sub("", stem)
     return is_mask, split, "/".join([*filter(None, rest), stem + path.suffix])
 

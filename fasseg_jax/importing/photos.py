@@ -5,8 +5,8 @@ import re
 from collections import defaultdict
 
 from fasseg_jax.data.classes import DataError
+from fasseg_jax.data.folder_words import split_of
 from fasseg_jax.data.images import list_photos
-from fasseg_jax.importing.annotations import split_of
 from fasseg_jax.runtime.files import Path, list_files
 
 __all__ = ["PhotoIndex", "files_of", "output_name", "split_in"]

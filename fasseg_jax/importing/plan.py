@@ -1,17 +1,18 @@
 """What an import will write: classes, splits, and the names of files."""
 
 import dataclasses
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from fasseg_jax.data.classes import ClassTable, DataError
 from fasseg_jax.data.images import output_names
+from fasseg_jax.data.palette import choose_colors
+from fasseg_jax.data.splitting import AUTOMATIC, STRATIFIED, Division, describe_division, divide
 from fasseg_jax.importing.annotations import Annotations, ImportOptions, Item, clean_name
-from fasseg_jax.importing.palette import choose_colors
 from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.read_ahead import map_ahead
 
 __all__ = ["Target", "final_classes", "plan_targets"]
 
@@ -78,12 +79,21 @@ def _unused_black(colors: np.ndarray) -> np.ndarray:
     return np.full((1, 3), gray, np.uint8)
 
 
-def plan_targets(items: Sequence[Item], validation: float) -> tuple[list[Target], list[str], list[str]]:
+def plan_targets(
+    items: Sequence[Item],
+    validation: float,
+    group: str = AUTOMATIC,
+    classes: Sequence[str] = (),
+    earlier: Iterable[str] = (),
+) -> tuple[list[Target], list[str], list[str]]:
     """Choose the split and the name of each item.
 
     Args:
       items: from a reader.
-      validation: share for validation of the items without a split.
+      validation: share for validation of the items without a split; see `divide`.
+      group: which of them stay together; see `divide`.
+      classes: names of the indices in label maps.
+      earlier: keys of the targets of an earlier import into the same folder, which stay where they are.
 
     Returns:
       The items to import, in order; problems; and notes about the splits.
@@ -92,13 +102,14 @@ def plan_targets(items: Sequence[Item], validation: float) -> tuple[list[Target]
     tests = [item for item in items if item.split == "test"]
     notes = [f'{len(tests)} photos of the split "test" are left out'] if tests else []
     items = [item for item in items if item.split != "test"]
-    chosen = {
-        id(item) for item in _choose_validation([item for item in items if item.split != "validation"], validation)
-    }
-    if any(item.split == "validation" for item in items):
-        chosen &= {id(item) for item in items if item.split is None}
-    else:
-        notes.append(f"split by a hash of the photos' names, {validation:g} of them for validation (--validation)")
+    given = any(item.split == "validation" for item in items)
+    free = [item for item in items if item.split is None or not given]
+    division, kept = _divide(free, validation, group, classes, earlier)
+    chosen = {id(free[index]) for index in division.validation}
+    if free and validation > 0:
+        notes.append(describe_division(division, f"--validation={validation:g}", f"--group={group}"))
+    if kept:
+        notes.append(f"{kept} photos stay in the split of the earlier import")
     splits = ["validation" if id(item) in chosen else item.split or "training" for item in items]
     targets = []
     for split in ("training", "validation"):
@@ -131,17 +142,31 @@ def _photo_key(item: Item) -> object:
     return item.photo.resolve() if isinstance(item.photo, Path) else id(item)
 
 
-def _choose_validation(items: list[Item], share: float) -> list[Item]:
-    """The items whose hash of the name is below `share`; at least one of several, and never all."""
-    by_hash = sorted(items, key=lambda item: (_hash(item.name), item.name))
-    below = sum(_hash(item.name) < share for item in items)
-    return by_hash[: max(min(below, len(items) - 1), min(1, len(items) - 1))] if share > 0 and items else []
+def _divide(
+    items: list[Item], share: float, group: str, classes: Sequence[str], earlier: Iterable[str]
+) -> tuple[Division, int]:
+    """Choose items for validation; also returns the number of those that an earlier import has decided."""
+    names = [item.name.rpartition(".")[0] for item in items]
+    split_of_name = {name: split for split, _, name in (key.partition("/") for key in earlier)}
+    written = [Path(_safe(item.name)).with_suffix("").as_posix() for item in items]
+    decided = {
+        index: split_of_name[name] == "validation" for index, name in enumerate(written) if name in split_of_name
+    }
+    held = None
+    if len(items) <= STRATIFIED and len(decided) < len(items):
+        held = [found for _, found in map_ahead(lambda item: _classes_of(item, classes), items)]
+    return divide(names, share, group, held, decided), len(decided)
 
 
-def _hash(name: str) -> float:
-    """A number in [0, 1) that only depends on a photo's path without its extension."""
-    digest = hashlib.sha256(name.rpartition(".")[0].encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+def _classes_of(item: Item, classes: Sequence[str]) -> frozenset[str]:
+    """The classes that an item holds; none if its labels cannot be read."""
+    if isinstance(item.labels, tuple):
+        return frozenset(shape.label for shape in item.labels if shape.label is not None and shape.kind != "dropped")
+    try:
+        values, _ = item.labels()
+    except DataError:  # it is reported when the item is written
+        return frozenset()
+    return frozenset(classes[index] if index < len(classes) else str(index) for index in np.unique(values[values >= 0]))
 
 
 def _safe(name: str) -> str:

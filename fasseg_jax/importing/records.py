@@ -7,9 +7,25 @@ from fasseg_jax.data.classes import DataError
 from fasseg_jax.importing.writing import Written
 from fasseg_jax.runtime.files import Path, RecordFile
 
-__all__ = ["FILE", "ImportRecords"]
+__all__ = ["FILE", "LOCK", "ImportRecords", "earlier_keys"]
 
 FILE = "import.jsonl"  # in the folder of the import: a line of settings, and one for each sample
+
+
+LOCK = ".import.lock"  # there too
+
+
+def earlier_keys(folder: Path) -> tuple[str, ...]:
+    """The keys of the samples that earlier imports wrote into a folder.
+
+    Raises:
+      DataError: the folder holds other files, or its records are damaged.
+    """
+    lines, _ = _whole_lines(folder / FILE) if folder.is_dir() else ([], 0)
+    others = folder.exists() and not (folder.is_dir() and all(entry.name in (FILE, LOCK) for entry in folder.iterdir()))
+    if not lines and others:
+        raise DataError(f"{folder} holds other files; name a new folder by --output")
+    return tuple(line["key"] for line in lines[1:])
 
 
 class ImportRecords:
@@ -23,17 +39,14 @@ class ImportRecords:
           settings: what all samples depend on.
 
         Raises:
-          DataError: the folder holds other files, or an import with other settings.
+          DataError: the folder holds an import with other settings.
           WriteError: the folder cannot be written.
         """
         self.folder = folder
         path = folder / FILE
         settings = json.loads(json.dumps(settings))
         lines, length = _whole_lines(path)
-        if not lines:
-            if folder.exists() and (not folder.is_dir() or any(entry.name != FILE for entry in folder.iterdir())):
-                raise DataError(f"{folder} holds other files; name a new folder by --output")
-        elif lines[0] != settings and lines[1:]:
+        if lines and lines[0] != settings and lines[1:]:
             changed = [name for name in settings if lines[0].get(name) != settings[name]]
             raise DataError(
                 f"{folder} holds an import with another {' and another '.join(changed) or 'version'}; "

@@ -1,8 +1,9 @@
 """Imports annotations of any known format into a folder to train from."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -11,9 +12,10 @@ from fasseg_jax.data.sources.folder import file_version
 from fasseg_jax.importing.annotations import ImportOptions, load_library
 from fasseg_jax.importing.formats.registry import FORMATS, find_format
 from fasseg_jax.importing.plan import Target, final_classes, plan_targets
-from fasseg_jax.importing.records import ImportRecords
+from fasseg_jax.importing.records import LOCK, ImportRecords, earlier_keys
 from fasseg_jax.importing.writing import LabelRules, Written, write_sample
-from fasseg_jax.runtime.files import Path, write_atomically
+from fasseg_jax.runtime.files import Path, named_write_errors, write_atomically
+from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.read_ahead import map_ahead
 
 __all__ = ["REPORT", "ImportResult", "import_annotations"]
@@ -71,7 +73,9 @@ def import_annotations(
     announce(f"{source}: {FORMATS[name].title}{'' if format_name else f' (recognized; --format={name})'}")
     annotations = FORMATS[name].read(source, options)
     unlabeled = options.unlabeled or FORMATS[name].unlabeled
-    targets, problems, notes = plan_targets(annotations.items, options.validation)
+    targets, problems, notes = plan_targets(
+        annotations.items, options.validation, options.group, annotations.classes, earlier_keys(output)
+    )
     if not targets:
         raise DataError("; ".join([f"{source}: no photo can be imported", *annotations.problems[:3], *problems[:3]]))
     if any(isinstance(target.item.labels, tuple) for target in targets):
@@ -86,22 +90,17 @@ def import_annotations(
     )
     for line in [*_description(targets, classes, rules, unlabeled), *notes]:
         announce(line)
-    records = ImportRecords(
-        output,
-        {
-            "source": str(source.resolve()),
-            "format": name,
-            "classes": list(classes.names),
-            "unlabeled": unlabeled,
-            "overlap": options.overlap,
-            "orientation": options.orientation,
-            "tolerance": options.tolerance,
-        },
-    )
-    try:
+    settings = {
+        "source": str(source.resolve()),
+        "format": name,
+        "classes": list(classes.names),
+        "unlabeled": unlabeled,
+        "overlap": options.overlap,
+        "orientation": options.orientation,
+        "tolerance": options.tolerance,
+    }
+    with _locked(output), contextlib.closing(ImportRecords(output, settings)) as records:
         outcome = _write_all(targets, records, rules)
-    finally:
-        records.close()
     stale = records.known.keys() - {target.key for target in targets}
     gone = [
         f"{output}: {key} is from an earlier import, and no longer belongs there; delete it" for key in sorted(stale)
@@ -118,6 +117,19 @@ def import_annotations(
     with write_atomically(output / REPORT) as partial:
         partial.write_text("".join(f"{line}\n" for line in [*result.problems, *result.notes]), "utf-8", "replace")
     return result
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other imports out of it during the block."""
+    with named_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = lock_folder(folder, LOCK, "imports into")
+        except ValueError as error:
+            raise DataError(str(error)) from None
+    with lock:
+        yield
 
 
 @dataclasses.dataclass(frozen=True)

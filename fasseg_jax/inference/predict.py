@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 import time
 from typing import Any
@@ -16,10 +17,11 @@ from fasseg_jax.data import data_classes
 from fasseg_jax.data.images import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
 from fasseg_jax.inference.explain import explain
 from fasseg_jax.inference.explanation_page import draw_explanation
+from fasseg_jax.inference.label_files import LabelFiles
 from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.command_line import one_line
+from fasseg_jax.runtime.command_line import one_line, program_name
 from fasseg_jax.runtime.compilation import CompileTimer
 from fasseg_jax.runtime.files import Path, write_atomically
 from fasseg_jax.runtime.preemption import Interruption
@@ -45,6 +47,7 @@ class PredictionOptions:
         configuration's; 0, in mode "sliding", keeps the photo's size.
       scores: also write the scores.
       explain: also write a page that shows what the decoder looks at.
+      write_labels: also write the predictions for this annotation tool, one of `label_files.LABEL_FORMATS`.
     """
 
     output: Path
@@ -55,6 +58,7 @@ class PredictionOptions:
     short_side: int | None = None
     scores: bool = False
     explain: bool = False
+    write_labels: str | None = None
 
     @property
     def warning(self) -> str | None:
@@ -132,22 +136,32 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
     compiling = CompileTimer()
     unreadable: list[Path] = []
     seconds: list[float] = []
+    label_files = None
+    if options.write_labels:
+        assert segmenter.classes is not None, "annotations name classes"
+        label_files = LabelFiles(options.write_labels, options.output, segmenter.classes)
     for path, name in tqdm(photos.items(), unit="photo", disable=None):
         try:
             _check_name(path, name)
             image = open_photo(path)
         except PhotoError as error:
             unreadable.append(path)
-            tqdm.write(f"predict.py: skipped {one_line(error)}", file=sys.stderr)
+            tqdm.write(f"{program_name()}: skipped {one_line(error)}", file=sys.stderr)
             continue
         compiled_before, start = compiling.seconds, time.perf_counter()
-        result = segmenter(image, scores=options.scores)
+        result = segmenter(image, scores=options.scores, uncertainty=label_files is not None)
         compiled = compiling.seconds - compiled_before
         seconds.append(time.perf_counter() - start - compiled)
         if compiled > 1:
             height, width = result.labels.shape
             tqdm.write(f"{width} x {height} pixels: {compiled:.1f} s to compile or load the program for this size")
         write_result(image, result, segmenter, options.output / name, options)
+        if label_files:
+            label_files.add(path, name, _path_in_input(path, options), result.labels, result.uncertainty or 0.0)
+    if label_files and seconds:
+        label_files.finish()
+        print(f"Labels to correct are in {label_files.folder}; to_correct.csv lists the least certain photos first.")
+        print(f"  {_import_command(label_files.folder, options)}")
     if seconds:
         print(
             f"Photos segmented: {len(seconds)}, {np.mean(seconds):.2f} s each; {len(segmenter.input_shapes)} shapes of "
@@ -155,6 +169,20 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
         )
         print(f"Results are in {options.output}.")
     return unreadable
+
+
+def _path_in_input(path: Path, options: PredictionOptions) -> str:
+    folder = Path(options.input) if options.input else options.output
+    return path.relative_to(folder).as_posix() if path != folder and path.is_relative_to(folder) else path.name
+
+
+def _import_command(labels: Path, options: PredictionOptions) -> str:
+    """The command that makes a data set of corrected labels, with the ids and colors of the model's classes."""
+    photos = Path(options.input) if options.input else options.output
+    command = ["python", "-m", "fasseg_jax.importing", "--input", str(labels), "--output", "DATA"]
+    if options.write_labels == "coco":
+        command += ["--photos", str(photos if photos.is_dir() else photos.parent)]
+    return shlex.join([*command, "--classes", str(options.output / "classes.csv"), "--unlabeled", "ignore"])
 
 
 def _check_name(path: Path, name: Path) -> None:

@@ -18,6 +18,10 @@ tile takes R rows and C columns of each view, just those that it needs, and gets
 
 Memory does not grow with the photo, and photos of about the same size share compiled programs. `tiles.py` plans the
 tiles; this module computes them.
+
+The uncertainty of a pixel is 1 - the sum of p², where p are the classes' shares of the sum of its scores: the chance
+that two classes differ if both are drawn by these shares (Gini impurity). That of a photo is the mean over its pixels.
+Tiles give its sums with the labels, while the scores are in memory.
 """
 
 import collections
@@ -62,7 +66,14 @@ class Canvas:
     tiles.
     """
 
-    def __init__(self, size: tuple[int, int], placements: Sequence[Placement], num_classes: int, scores: bool = False):
+    def __init__(
+        self,
+        size: tuple[int, int],
+        placements: Sequence[Placement],
+        num_classes: int,
+        scores: bool = False,
+        uncertainty: bool = False,
+    ):
         """Plan the tiles.
 
         Args:
@@ -70,8 +81,11 @@ class Canvas:
           placements: of all views.
           num_classes: K.
           scores: compute scores, (H, W, K) float32, instead of labels, (H, W).
+          uncertainty: with labels, also compute the photo's uncertainty.
         """
         self._scores = scores
+        self._measures_uncertainty = uncertainty and not scores
+        self._uncertainty = 0.0  # the sum over the pixels so far
         self._plan = plan_tiles(size, placements, num_classes, keeps_scores=scores or len(placements) > 1)
         self._result = (
             np.empty((*size, num_classes), np.float32) if scores else np.empty(size, label_dtype(num_classes))
@@ -80,7 +94,7 @@ class Canvas:
         self._num_added = 0
         self._next_row = 0
         self._device: jax.Device | None = None
-        self._computing: collections.deque[tuple[Array, int, int]] = collections.deque()  # tile, y, x
+        self._computing: collections.deque[tuple[_Tile, int, int]] = collections.deque()  # tile, y, x
 
     def add(self, view: ViewPrediction) -> None:
         """Take the prediction of the next view, and start to compute the tiles that only lacked this one."""
@@ -102,6 +116,11 @@ class Canvas:
         self._collect(0)
         return self._result
 
+    @property
+    def uncertainty(self) -> float | None:
+        """The photo's uncertainty, from 0 to 1, once it is finished; None if it was not asked for."""
+        return self._uncertainty / self._result.size if self._measures_uncertainty else None
+
     def _compute_row(self, row: int) -> None:
         """Start to compute the tiles of a row."""
         height, width = self._plan.tile_size
@@ -109,7 +128,7 @@ class Canvas:
             self._computing.append((self._start_tile(row, column), row * height, column * width))
             self._collect(TILES_AHEAD)
 
-    def _start_tile(self, row: int, column: int) -> Array:
+    def _start_tile(self, row: int, column: int) -> "_Tile":
         """Start to compute a tile: add up the scores of its views, and take the labels with the last one."""
         assert self._device is not None
         row_by_row = self._device.platform == "cpu"
@@ -120,21 +139,31 @@ class Canvas:
             plans = self._plan.rows[index][row], self._plan.columns[index][column]
             arguments = total, view.class_probabilities, view.mask_logits, weight, *plans
             if not self._scores and index == indices[-1]:
-                return _label_tile(*arguments, row_by_row)
+                return _label_tile(*arguments, row_by_row, self._inside(column) if self._measures_uncertainty else None)
             total = _add_tile(*arguments)
         assert total is not None, "every pixel lies in a view"
-        return total
+        return total, None
+
+    def _inside(self, column: int) -> np.ndarray:
+        """Which columns of a tile lie in the photo, (T,) float32 of 0 and 1."""
+        width = self._plan.tile_size[1]
+        return (column * width + np.arange(width) < self._result.shape[1]).astype(np.float32)
 
     def _collect(self, remaining: int) -> None:
         """Wait for tiles until only `remaining` are being computed."""
         height, width = self._plan.tile_size
         while len(self._computing) > remaining:
-            tile, y, x = self._computing.popleft()
+            (tile, uncertainty), y, x = self._computing.popleft()
             values = np.asarray(tile)
             if self._scores:
                 values = values.swapaxes(1, 2)  # (S, K, T) -> (S, T, K)
             target = self._result[y : y + height, x : x + width]
             target[:] = values[: target.shape[0], : target.shape[1]]
+            if uncertainty is not None:
+                self._uncertainty += float(np.asarray(uncertainty, np.float64)[: target.shape[0]].sum())
+
+
+_Tile = tuple[Array, Array | None]  # its labels or scores, and the sum of each row's uncertainties (S,)
 
 
 @functools.partial(jax.jit, static_argnames="row_by_row")
@@ -146,22 +175,33 @@ def _label_tile(
     rows: AxisPlan,
     columns: AxisPlan,
     row_by_row: bool,
-) -> UInt[Array, "S T"]:
-    """Labels of a tile, from the prediction of its last view and the `total` of the scores of the views before."""
+    inside: Float32[Array | np.ndarray, "T"] | None = None,
+) -> tuple[UInt[Array, "S T"], Float32[Array, "S"] | None]:
+    """Labels of a tile, from the prediction of its last view and the `total` of the scores of the views before.
+
+    If `inside` is given, also the sum of the uncertainties of each row's pixels, weighted by it.
+    """
     scores = _resize_columns(class_probabilities * weight, mask_logits, rows, columns)  # (R, K, T)
 
-    def label_row(row: tuple[Taps, Array | None]) -> Int32[Array, "T"]:
+    def label_row(row: tuple[Taps, Array | None]) -> tuple[Int32[Array, "T"], Float32[Array, ""] | None]:
         taps, others = row
         row_scores = _interpolate(scores, taps, axis=0)  # (K, T)
         if others is not None:
             row_scores += others
-        return first_argmax(row_scores, axis=0)
+        label = first_argmax(row_scores, axis=0)
+        return label, None if inside is None else (_uncertainty(row_scores) * inside).sum()
 
     # On a CPU row by row, so that the scores of the whole tile are never in memory: all rows at once take three times
     # as long. Other devices prefer few large steps.
     inputs = rows.to_photo, total
-    labels = jax.lax.map(label_row, inputs) if row_by_row else jax.vmap(label_row)(inputs)  # (S, T)
-    return labels.astype(label_dtype(class_probabilities.shape[1]))
+    labels, uncertainty = jax.lax.map(label_row, inputs) if row_by_row else jax.vmap(label_row)(inputs)  # (S, T), (S,)
+    return labels.astype(label_dtype(class_probabilities.shape[1])), uncertainty
+
+
+def _uncertainty(scores: Float32[Array, "K T"]) -> Float32[Array, "T"]:
+    """The uncertainty of each pixel; 1 if all its scores are 0."""
+    shares = scores / jnp.maximum(scores.sum(axis=0), 1e-30)  # before squaring: squares of small scores underflow
+    return jnp.maximum(1 - (shares * shares).sum(axis=0), 0)
 
 
 @functools.partial(jax.jit, donate_argnames="total")

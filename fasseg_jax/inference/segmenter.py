@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.inference.batching import batches_of, group_photos
 from fasseg_jax.inference.scores import Canvas, ViewPrediction
+from fasseg_jax.inference.segmentation import Segmentation
 from fasseg_jax.inference.views import PhotoViews, inference_settings
 from fasseg_jax.models.fasseg import FASeg, build_model
 from fasseg_jax.runtime.compilation import release_compiler_memory
 from fasseg_jax.runtime.distributed import DATA, batch_sharding, replicated
 from fasseg_jax.runtime.read_ahead import map_ahead
-from fasseg_jax.weights.checkpoint import load_checkpoint
+from fasseg_jax.weights.pretrained import load_pretrained
 
 __all__ = ["Segmentation", "Segmenter"]
 
@@ -30,20 +31,6 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Platforms that compute one photo at a time: batches would save nothing there, and would round differently.
 PHOTO_BY_PHOTO = ("cpu",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """The result for one photo of H x W pixels.
-
-    Attributes:
-      labels: class ids, uint8, or uint16 for more than 255 classes.
-      scores: the score of each class, if asked for: the sum over the queries of the query's probability of the class
-        times its probability that the pixel is in its mask. At least 0, not normalized.
-    """
-
-    labels: UInt[np.ndarray, "H W"]
-    scores: Float32[np.ndarray, "H W K"] | None = None
 
 
 class Segmenter:
@@ -101,35 +88,49 @@ class Segmenter:
         inference: Mapping[str, Any] | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> "Segmenter":
-        """Load a checkpoint that `save_checkpoint` wrote, for example in `convert.py`.
+        """Load a checkpoint, for example of `convert.py`.
 
         Args:
-          path: the folder of a checkpoint, or of a run, whose best checkpoint is taken.
+          path: the folder of a checkpoint, or of a run, whose best checkpoint is taken; or the name of a model that
+            `fasseg push` uploaded, "hf://OWNER/NAME" (see `fasseg_jax.weights.remote`).
           inference: fields of the checkpoint's `config.inference` to change, e.g. {"mode": "multi_scale"}.
           devices: as for the constructor.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
+          OSError: the model cannot be fetched.
           ValueError: the checkpoint is damaged or holds only a backbone, or a field of `inference` is not allowed.
         """
-        checkpoint = load_checkpoint(os.fspath(path))
+        checkpoint = load_pretrained(path)
         checkpoint.require_whole_model(os.fspath(path))
         checkpoint.config.inference = inference_settings(checkpoint.config, inference or {})
         return cls(checkpoint.config, checkpoint.variables, checkpoint.classes, devices=devices)
 
-    def __call__(self, image: np.ndarray, scores: bool = False) -> Segmentation:
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        *,
+        inference: Mapping[str, Any] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> "Segmenter":
+        """Do as `from_checkpoint`: the name that users of transformers and Keras expect, e.g. for "hf://OWNER/NAME"."""
+        return cls.from_checkpoint(name, inference=inference, devices=devices)
+
+    def __call__(self, image: np.ndarray, scores: bool = False, uncertainty: bool = False) -> Segmentation:
         """Segment a photo.
 
         Args:
           image: uint8 RGB, (H, W, 3), of any size.
           scores: also return the scores, which take 4 H W K bytes.
+          uncertainty: also return the uncertainty.
 
         Raises:
           ValueError: the image is not a uint8 array (H, W, 3).
           FloatingPointError: the network's output is not finite.
         """
-        [(_, result)] = self._segment([(None, image)], batch_size=1, scores=scores)
-        return result
+        [(_, result)] = self.results([(None, image)], scores=scores, uncertainty=uncertainty)
+        return dataclasses.replace(result, image=image, classes=self.classes)
 
     def segment_all(
         self, photos: Iterable[tuple[Key, np.ndarray]], batch_size: int = 1
@@ -148,7 +149,7 @@ class Segmenter:
         Raises:
           ValueError, FloatingPointError: as for one photo; the message names the key.
         """
-        for key, result in self._segment(photos, batch_size, scores=False):
+        for key, result in self.results(photos, batch_size):
             yield key, result.labels
 
     def announce_once(self, program: str, shape: tuple[int, int]) -> None:
@@ -161,14 +162,20 @@ class Segmenter:
             self._announced.add(message)
             self.announce(message)
 
-    def _segment(
-        self, photos: Iterable[tuple[Key, np.ndarray]], batch_size: int, scores: bool
+    def results(
+        self,
+        photos: Iterable[tuple[Key, np.ndarray]],
+        batch_size: int = 1,
+        scores: bool = False,
+        uncertainty: bool = False,
     ) -> Iterator[tuple[Key, Segmentation]]:
+        """Segment many photos as `segment_all` does, and yield (key, result) of each, with what is asked for."""
         devices = list(self._mesh.devices.flat)
         per_device = 1 if devices[0].platform in PHOTO_BY_PHOTO else batch_size
         make_input = functools.partial(_network_input, size=per_device * len(devices))
         complete: list[_Photo] = []
-        for batch, images in map_ahead(make_input, self._batches(photos, per_device * len(devices), scores)):
+        planned = (_Photo(key, image, self.config, scores, uncertainty) for key, image in photos)
+        for batch, images in map_ahead(make_input, self._batches(planned, per_device * len(devices))):
             predictions, finite = self._predict(images)
             # While the devices compute these, the caller takes the results of the batch before.
             yield from (photo.result() for photo in complete)
@@ -177,13 +184,9 @@ class Segmenter:
             complete = [photo for photo in dict.fromkeys(photo for photo, _ in batch) if photo.is_complete]
         yield from (photo.result() for photo in complete)
 
-    def _batches(
-        self, photos: Iterable[tuple[Key, np.ndarray]], size: int, scores: bool
-    ) -> Iterator[list[tuple["_Photo", int]]]:
+    def _batches(self, photos: Iterable["_Photo"], size: int) -> Iterator[list[tuple["_Photo", int]]]:
         """Batches of at most `size` views of one shape: (photo, index of the view)."""
-        num_classes = self.config.model.num_classes
-        planned = (_Photo(key, image, self.config, num_classes, scores) for key, image in photos)
-        for group in group_photos(planned, operator.attrgetter("views"), size):
+        for group in group_photos(photos, operator.attrgetter("views"), size):
             yield from batches_of(group[0].views.shapes, group, size)
 
     def _predict(self, images: Float32[np.ndarray, "B h w 3"]) -> tuple[ViewPrediction, Bool[Array, "B"]]:
@@ -201,15 +204,15 @@ class Segmenter:
 class _Photo:
     """A photo in progress: its views, and what has been computed of them."""
 
-    def __init__(self, key: Any, image: np.ndarray, config: ConfigDict, num_classes: int, scores: bool):
+    def __init__(self, key: Any, image: np.ndarray, config: ConfigDict, scores: bool, uncertainty: bool):
         self._key = key
         try:
             self.views = PhotoViews(image, config)
         except ValueError as error:
             raise ValueError(self._named(error)) from None
-        placements = self.views.placements
-        self._labels = Canvas(self.views.size, placements, num_classes)
-        self._scores = Canvas(self.views.size, placements, num_classes, scores=True) if scores else None
+        of_photo = self.views.size, self.views.placements, config.model.num_classes
+        self._labels = Canvas(*of_photo, uncertainty=uncertainty)
+        self._scores = Canvas(*of_photo, scores=True) if scores else None
         self._finite: list[Array] = []
 
     def add(self, prediction: ViewPrediction, finite: Bool[Array, ""]) -> None:
@@ -226,7 +229,8 @@ class _Photo:
     def result(self) -> tuple[Any, Segmentation]:
         if not all(jax.device_get(self._finite)):
             raise FloatingPointError(self._named("the network's output is not finite: are the weights damaged?"))
-        return self._key, Segmentation(self._labels.finish(), self._scores.finish() if self._scores else None)
+        labels, scores = self._labels.finish(), self._scores.finish() if self._scores else None
+        return self._key, Segmentation(labels, scores, self._labels.uncertainty)
 
     def _named(self, message: object) -> str:
         return str(message) if self._key is None else f"{self._key}: {message}"

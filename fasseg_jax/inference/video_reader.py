@@ -79,7 +79,7 @@ class VideoReader:
     def __init__(self, source: str):
         """Open a video file or "camera:0"; raises `VideoError`."""
         if av is None:
-            raise VideoError('videos and cameras need PyAV: pip install -e ".[video]"')
+            raise VideoError('videos and cameras need PyAV: pip install "fasseg_jax[video]"')
         name, device = _ffmpeg_input(source)
         try:
             # Old files hold tags in other encodings than UTF-8; nothing here reads them.

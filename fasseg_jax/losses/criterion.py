@@ -6,7 +6,7 @@ wraps it for a batch that is sharded over a mesh.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -90,7 +90,7 @@ def segmentation_loss(
     masks = mask_losses(predictions, targets, matching_points, pair_points, config)
     num_targets = over_devices(targets.valid.sum(dtype=jnp.int32))
     class_sum, weight_sum = class_losses(
-        predictions.class_logits, targets.classes, masks.queries, config.no_object_weight
+        predictions.class_logits, targets.classes, masks.queries, config.no_object_weight, config.class_weights
     )
     class_loss = over_devices(class_sum) / over_devices(weight_sum)
     return LossTerms(
@@ -109,10 +109,12 @@ def class_losses(
     classes: Int32[Array, "B T"],
     queries: Int32[Array, "L1 B T"],
     no_object_weight: float,
+    class_weights: Sequence[float] = (),
 ) -> tuple[Float[Array, "L1"], Float[Array, "L1"]]:
     """Sums over queries and images of weight * cross-entropy, and of the weights.
 
-    A matched query should predict the class of its target, every other query "no object", the last class.
+    A matched query should predict the class of its target, every other query "no object", the last class. Without
+    `class_weights`, the weight of every class is 1.
     """
     no_object = class_logits.shape[-1] - 1
     num_queries = class_logits.shape[2]
@@ -124,7 +126,10 @@ def class_losses(
     labels = jax.vmap(jax.vmap(labels_of), in_axes=(0, None))(queries, classes)  # (L1, B, Q)
     log_probabilities = jax.nn.log_softmax(class_logits)
     cross_entropy = -jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
-    weights = jnp.where(labels == no_object, no_object_weight, 1.0)
+    if class_weights:
+        weights = jnp.array([*class_weights, no_object_weight], jnp.float32)[labels]
+    else:
+        weights = jnp.where(labels == no_object, no_object_weight, 1.0)
     return (weights * cross_entropy).sum(axis=(1, 2)), weights.sum(axis=(1, 2))
 
 

@@ -133,7 +133,8 @@ def segmentation_loss(
                     mask_logits[prediction, image, query], truth, points[prediction, image, target]
                 )
                 total += (config.mask_weight * cross_entropy + config.dice_weight * dice) / num_targets
-            weights = np.where(wanted == no_object, config.no_object_weight, 1)
+            class_weights = config.class_weights or np.ones(no_object)
+            weights = np.array([*class_weights, config.no_object_weight])[wanted]
             log_probabilities = jax.nn.log_softmax(predictions.class_logits[prediction, image])
             cross_entropy_sum -= (weights * log_probabilities[np.arange(num_queries), wanted]).sum()
             weight_sum += weights.sum()

@@ -7,27 +7,72 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
 
 from fasseg_jax.runtime.files import Path
 
-__all__ = ["end_within", "one_line", "parse_flags", "parse_size", "print_error"]
+__all__ = [
+    "add_advice",
+    "end_within",
+    "one_line",
+    "other_program",
+    "parse_flags",
+    "parse_size",
+    "print_error",
+    "printable",
+    "program_name",
+]
+
+SCRIPTS = {"train.py", "eval.py", "predict.py", "convert.py"}  # of a clone
 
 
 def print_error(error: object, status: int) -> int:
-    """Print one line on stderr, which begins with the program's name, and return `status`."""
-    program = Path(sys.argv[0])
-    if program.name == "__main__.py":  # of python -m
-        program = program.parent
-    print(f"{program.name}: {one_line(error)}", file=sys.stderr)
+    """Print one line on stderr, which begins with the program's name, and return `status`.
+
+    What `add_advice` added to the error, or to one of its causes, follows in lines of its own.
+    """
+    print(f"{program_name()}: {one_line(error)}", file=sys.stderr)
+    for line in _advice(error):
+        print(f"  {printable(line)}", file=sys.stderr)
     return status
+
+
+def add_advice(error: BaseException, lines: Iterable[str]) -> None:
+    """Add lines that `print_error` prints below an error. Its notes are not printed: libraries write there as well."""
+    vars(error).setdefault("advice", []).extend(lines)
+
+
+def _advice(error: object) -> list[str]:
+    """The advice of an error and of its causes."""
+    lines: list[str] = []
+    while isinstance(error, BaseException):
+        lines += getattr(error, "advice", [])
+        error = error.__cause__ or error.__context__
+    return lines
+
+
+def program_name() -> str:
+    """The name by which the program was started: "train.py", "fasseg train", or the module's after python -m."""
+    program = Path(sys.argv[0])
+    return program.parent.name if program.name == "__main__.py" else program.name
+
+
+def other_program(command: str) -> str:
+    """How to start another program in the way that this one was started: "python COMMAND.py" or "fasseg COMMAND"."""
+    script = f"{command}.py"
+    return f"python {script}" if {program_name(), script} <= SCRIPTS else f"fasseg {command}"
 
 
 def one_line(message: object) -> str:
     """A message as one line. Control characters, which a file's name may hold, are printed as escapes."""
-    text = " ".join(str(message).split())
+    return printable(" ".join(str(message).split()))
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are escapes."""
     return "".join(letter if letter.isprintable() or ord(letter) > 255 else ascii(letter)[1:-1] for letter in text)
 
 

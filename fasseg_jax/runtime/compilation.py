@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator
 
 import jax
@@ -62,6 +63,7 @@ def enable_compilation_cache() -> Path | None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
                 file.write(b"writable, and not full")
+            _remove_truncated(folder)
     except (WriteError, RuntimeError) as error:  # a `RuntimeError` if the user has no home
         advice = "compiled programs are not kept; JAX_COMPILATION_CACHE_DIR names another folder for them"
         print_error(f"{error}; {advice}", status=0)
@@ -70,6 +72,37 @@ def enable_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     return folder
+
+
+def _remove_truncated(folder: Path) -> None:
+    """Remove programs that were written in part, when a disk was full or a process was killed.
+
+    JAX can neither read nor replace them, so that each run would compile them again. What an earlier call looked at is
+    not read again. JAX compresses with zlib, or with zstandard where that is installed, whose files stay as they are.
+    """
+    looked_at = folder / ".looked_at"
+    newest = looked_at.stat().st_mtime if looked_at.exists() else 0.0
+    for entry in folder.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            if entry.stat().st_mtime >= newest and not _is_whole(entry):
+                entry.unlink()
+    looked_at.touch()
+
+
+def _is_whole(entry: Path) -> bool:
+    """False if it begins as a file of zlib and does not end as one."""
+    decompressor = zlib.decompressobj()
+    with entry.open("rb") as file:
+        start = file.read(1)
+        if start and start != b"\x78":
+            return True
+        try:
+            decompressor.decompress(start)
+            while part := file.read(1 << 20):
+                decompressor.decompress(part)
+        except zlib.error:
+            return False
+    return decompressor.eof
 
 
 @contextlib.contextmanager

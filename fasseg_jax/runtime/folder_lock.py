@@ -1,4 +1,4 @@
-"""A lock on the folder of a run, so that two trainings do not write to the same one."""
+"""A lock on a folder, so that two trainings or imports do not write to the same one."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ from fasseg_jax.runtime.files import Path
 __all__ = ["lock_folder"]
 
 
-def lock_folder(folder: Path, name: str = ".lock") -> TextIO:
+def lock_folder(folder: Path, name: str = ".lock", what: str = "trains in") -> TextIO:
     """Lock a folder for this process.
 
     The operating system holds the lock, so that it ends with the process, however that ends.
@@ -19,6 +19,7 @@ def lock_folder(folder: Path, name: str = ".lock") -> TextIO:
     Args:
       folder: must exist.
       name: of the file in it that is locked; a host of several that share the folder has its own.
+      what: says what the other process does with the folder.
 
     Returns:
       The locked file. Closing it ends the lock.
@@ -34,7 +35,7 @@ def lock_folder(folder: Path, name: str = ".lock") -> TextIO:
         file.seek(0)
         holder = file.read(200).strip() or "another process"
         file.close()
-        raise ValueError(f"{folder}: {holder} trains in this folder; stop it first, or name another folder") from None
+        raise ValueError(f"{folder}: {holder} {what} this folder; stop it first, or name another folder") from None
     except OSError:
         return file  # this file system has no locks
     file.truncate(0)

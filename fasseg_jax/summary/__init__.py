@@ -1,1 +1,1 @@
-"""Parameters, arithmetic and memory of a configuration's network: `python -m fasseg_jax.summary`."""
+"""Parameters, arithmetic and memory of a configuration's network: `fasseg summary`."""

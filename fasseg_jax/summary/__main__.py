@@ -1,7 +1,7 @@
-"""Print parameters, arithmetic and memory of a configuration's network: `python -m fasseg_jax.summary`.
+"""Print parameters, arithmetic and memory of a configuration's network.
 
-    python -m fasseg_jax.summary --config configs/ade20k.py:r50
-    python -m fasseg_jax.summary --config configs/ade20k.py:swin_b --size 640x640 --batch 2
+    fasseg summary --config ade20k:r50
+    fasseg summary --config ade20k:swin_b --size 640x640 --batch 2
 
 It needs no weights. The multiply-adds are those of convolutions and matrix products, which papers call FLOPs. The
 memory is that of the program that XLA compiles for this machine's device.
@@ -13,7 +13,7 @@ import time
 from absl import app, flags, logging
 from rich.console import Console
 
-from fasseg_jax.config import check_config, config_flags, rename_old
+from fasseg_jax.config import config_flags
 from fasseg_jax.models.fasseg import build_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.runtime.compilation import announce
@@ -27,11 +27,9 @@ def main(_: list[str]) -> int:
     begin = time.perf_counter()
     console = Console()
     try:
-        config = options.config
+        config = config_flags.given_config()
         if config is None:
-            raise ValueError("--config is needed, e.g. configs/ade20k.py:r50")
-        rename_old(config)
-        check_config(config)
+            raise ValueError("--config is needed, e.g. ade20k:r50")
         height, width = parse_size(options.size, build_model(config.model).size_divisor)
         announce(f"Compiling the network for {height}x{width} pixels: up to some minutes.")
         summary = summarize(config, (height, width), options.batch)
@@ -45,7 +43,7 @@ def main(_: list[str]) -> int:
 
 
 def define_flags() -> None:
-    """Define the command line of `python -m fasseg_jax.summary`."""
+    """Define the command line of `fasseg summary`."""
     config_flags.DEFINE_config_file(
         "config", None, "The model, e.g. configs/ade20k.py:r50; --config.NAME=VALUE overrides."
     )

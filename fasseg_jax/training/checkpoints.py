@@ -34,7 +34,14 @@ class RunCheckpoints:
     A run keeps its latest `config.train.keep_checkpoints` ones, and the best by mean IoU.
     """
 
-    def __init__(self, directory: str | Path, config: ConfigDict, classes: ClassTable, samples: Mapping[str, int]):
+    def __init__(
+        self,
+        directory: str | Path,
+        config: ConfigDict,
+        classes: ClassTable,
+        samples: Mapping[str, int],
+        fingerprints: Mapping[str, str] | None = None,
+    ):
         """Open or make the directory, and remove what interrupted writes left behind.
 
         Args:
@@ -42,6 +49,7 @@ class RunCheckpoints:
           config: the whole configuration, for the metadata of what is saved.
           classes: of the data, likewise.
           samples: number of samples of each split, likewise.
+          fingerprints: `Source.fingerprint` of each split, likewise.
 
         Raises:
           WriteError: the directory cannot be made or written.
@@ -64,7 +72,7 @@ class RunCheckpoints:
                 ),
             )
             self._delete_removed()
-        self._metadata = checkpoint_metadata(config, classes, samples=samples)
+        self._metadata = checkpoint_metadata(config, classes, samples=samples, fingerprints=fingerprints)
 
     @property
     def latest_step(self) -> int | None:
@@ -74,8 +82,18 @@ class RunCheckpoints:
     @property
     def best_step(self) -> int:
         """The step of the checkpoint of the best mean IoU; of the latest if none was evaluated."""
+        return best_step(self._mean_ious())
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and mean IoU of the checkpoint of the best mean IoU; None if none was evaluated."""
+        mean_ious = self._mean_ious()
+        mean_iou = mean_ious[best_step(mean_ious)] if mean_ious else None
+        return None if mean_iou is None else (best_step(mean_ious), mean_iou)
+
+    def _mean_ious(self) -> dict[int, float | None]:
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        return best_step({step: values["mean_iou"] if values else None for step, values in metrics.items()})
+        return {step: values["mean_iou"] if values else None for step, values in metrics.items()}
 
     def path_of(self, step: int) -> epath.Path:
         """The directory of a step's checkpoint."""

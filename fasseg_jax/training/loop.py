@@ -9,19 +9,23 @@ import jax
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import flat_fields
-from fasseg_jax.data import TrainingBatches, open_source, read_ahead
+from fasseg_jax.data import TrainingBatches, describe_data, open_source, read_ahead
+from fasseg_jax.data.balance import balance_classes
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
-from fasseg_jax.runtime.command_line import end_within
-from fasseg_jax.runtime.compilation import paused_garbage_collection, release_compiler_memory
+from fasseg_jax.runtime.command_line import end_within, other_program
+from fasseg_jax.runtime.compilation import announce, paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
 from fasseg_jax.runtime.files import Path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
+from fasseg_jax.training.batch_size import batch_size_of_run, fit_batch_size
 from fasseg_jax.training.checkpoints import RunCheckpoints
+from fasseg_jax.training.curves import write_curves
+from fasseg_jax.training.early_stopping import EarlyStopping
 from fasseg_jax.training.evaluator import Evaluator
 from fasseg_jax.training.initialization import start_variables
 from fasseg_jax.training.metric_log import MetricLog, StepClock
@@ -33,6 +37,7 @@ __all__ = ["train"]
 
 PROFILED_STEPS = range(10, 15)  # of this run; by then everything is compiled
 PATIENCE = 300  # seconds, in which a checkpoint that is being written can be finished
+CLASSES_FILE = "class_pixels.npz"  # in WORKDIR: what the scan for rare classes found
 OF_A_HOST = ("data.num_threads", "data.prefetch", "data.root")  # fields in which hosts may differ
 
 
@@ -40,7 +45,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     """Run a training, or resume it from the latest checkpoint in `workdir`.
 
     Args:
-      config: the whole configuration.
+      config: the whole configuration. What only devices and data can tell, `train.batch_size` if it is to fit and
+        `loss.class_weights` if classes are to be balanced, is filled in.
       workdir: the folder of the run, made if absent.
       profile: record five steps in WORKDIR/profile.
       changed_data: resume although the data changed since the latest checkpoint.
@@ -62,15 +68,24 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
 
     # Data
     with fail_together():
-        check_batch_size(config, mesh.size)
+        if not config.train.fit_batch_size:
+            check_batch_size(config, mesh.size)
         with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
             lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
         training, validation = open_source(config, "training"), open_source(config, "validation")
-        label_notes = look_at_labels(training, config.data)
-        batches = TrainingBatches(training, config, config.train.seed, jax.process_index(), jax.process_count())
+        label_notes = [*describe_data(config.data), *look_at_labels(training, config.data)]
+        repeats, config.loss.class_weights = balance_classes(config, training, workdir / CLASSES_FILE, on_first_host)
+    if config.train.fit_batch_size:
+        max_targets = min(config.data.max_targets, len(training.classes))
+        config.train.batch_size = batch_size_of_run(workdir) or fit_batch_size(config, mesh, max_targets, announce)
+    with fail_together():
+        check_batch_size(config, mesh.size)
+        hosts = (jax.process_index(), jax.process_count())
+        batches = TrainingBatches(training, config, config.train.seed, *hosts, repeats)
     samples = {"training": len(training), "validation": len(validation)}
-    require_equal(run_facts(config, training.classes, samples))
+    fingerprints = {"training": training.fingerprint, "validation": validation.fingerprint}
+    require_equal(run_facts(config, training.classes, samples, fingerprints))
 
     # Model and optimizer
     model = build_model(config.model)
@@ -95,7 +110,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
         changes = []
         if first_step:
             saved = checkpoints.metadata(first_step)
-            changes = check_resumed(first_step, saved, config, training.classes, samples, changed_data)
+            changes = check_resumed(first_step, saved, config, training.classes, samples, changed_data, fingerprints)
         log = MetricLog(workdir, config.train.steps, first_step, writes=on_first_host)
     for line in [*label_notes, *(f"Changed since step {first_step}: {change}" for change in changes)]:
         log.say(line)
@@ -112,12 +127,14 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     learning_rate = learning_rate_schedule(config)
     evaluator = Evaluator(config, validation, mesh, workdir, log)
     interruption = Interruption()
+    stopping = EarlyStopping(config.train, checkpoints.best)
     clock = StepClock(config.train.batch_size)
     compiled = previous = None
     stop = False
     # Also after an error, what is being written is finished, if that does not take too long.
     with lock, contextlib.closing(log), contextlib.closing(checkpoints), limited_end():
-        for step, batch in enumerate(clock.waiting(read_ahead(batches, config.data, first_step)), first_step + 1):
+        ahead = () if stopping.exhausted(first_step) else read_ahead(batches, config.data, first_step)
+        for step, batch in enumerate(clock.waiting(ahead), first_step + 1):
             if profile:
                 record_profile(step - first_step, workdir)
             images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
@@ -136,30 +153,40 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
                 log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
                 log.progress(step, f"loss {values['loss']:.3f}")
             if due.save:
-                checkpoints.save(step, state, evaluator(state, step) if due.evaluate else None)
+                mean_iou = evaluator(state, step) if due.evaluate else None
+                checkpoints.save(step, state, mean_iou)
+                stopping.add(step, mean_iou)
+                if on_first_host:
+                    write_curves(workdir)
                 clock.restart()
-            if stop:
+            if stop or (due.evaluate and stopping.exhausted(step)):
                 break
 
     # End
     if on_first_host and stop:
         print(f"Interrupted, and saved after step {step}. The same command resumes the training.")
     elif on_first_host:
+        if stopping.exhausted(checkpoints.latest_step or 0):
+            since = f"in {config.train.patience} evaluations mIoU was never above that of step {stopping.best_step}"
+            print(f"Ended early: {since}.")
         best = checkpoints.path_of(checkpoints.best_step)
         print(f"Done. The best checkpoint is {best}; to use it:")
-        print(f"  python predict.py --checkpoint {best} --input PHOTOS --output RESULTS")
-        print(f"  python eval.py --checkpoint {best}")
-        print(f"Pictures are in {workdir}/pictures, curves in {workdir}/tensorboard.")
+        print(f"  {other_program('predict')} --checkpoint {best} --input PHOTOS --output RESULTS")
+        print(f"  {other_program('eval')} --checkpoint {best}")
+        print(f"Pictures are in {workdir}/pictures, curves in {workdir}/curves.png and {workdir}/tensorboard.")
     return INTERRUPTED if stop else 0
 
 
-def run_facts(config: ConfigDict, classes: ClassTable, samples: Mapping[str, int]) -> dict[str, str]:
+def run_facts(
+    config: ConfigDict, classes: ClassTable, samples: Mapping[str, int], fingerprints: Mapping[str, str]
+) -> dict[str, str]:
     """What must be the same on all hosts that train together: name -> value, in words."""
     return {
         **{f"the version of {name}": version for name, version in package_versions().items()},
         **{f"config.{name}": repr(value) for name, value in flat_fields(config).items() if name not in OF_A_HOST},
         **{f"class {class_id}": repr(name) for class_id, name in enumerate(classes.names)},
         **{f"the number of {split} samples": str(number) for split, number in samples.items()},
+        **{f"the hash of the {split} photos' names": text for split, text in fingerprints.items()},
     }
 
 

@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from fasseg_jax.runtime.files import Path, RecordFile
 
-__all__ = ["MetricLog", "StepClock"]
+__all__ = ["METRICS_FILE", "MetricLog", "StepClock"]
+
+METRICS_FILE = "metrics.jsonl"  # in the folder of a run
 
 
 class StepClock:
@@ -96,7 +98,7 @@ class MetricLog:
         self._writes = writes
         if not writes:
             return
-        self._lines = RecordFile(workdir / "metrics.jsonl")
+        self._lines = RecordFile(workdir / METRICS_FILE)
         self._board = _Board(workdir / "tensorboard", first_step)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
         self._shown = first_step

@@ -119,10 +119,15 @@ def merge(trained: Any, frozen: Any) -> Any:
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
-    """Polynomial decay without warm-up: the rate of step t = 0, 1, ... is base * (1 - t / steps) ** power."""
-    return optax.polynomial_schedule(
+    """Polynomial decay: the rate of step t = 0, 1, ... is base * (1 - t / steps) ** power.
+
+    In the first `warmup_steps` steps this is multiplied by (t + 1) / warmup_steps.
+    """
+    decay = optax.polynomial_schedule(
         config.optimizer.learning_rate, 0.0, config.optimizer.poly_power, transition_steps=config.train.steps
     )
+    warmup = config.optimizer.warmup_steps
+    return (lambda step: decay(step) * jnp.minimum((step + 1) / warmup, 1)) if warmup else decay
 
 
 def layer_scales(config: ConfigDict, params: Any) -> Any:

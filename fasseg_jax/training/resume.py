@@ -23,6 +23,7 @@ def check_resumed(
     classes: ClassTable,
     samples: Mapping[str, int],
     changed_data: bool = False,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Compare a run with the checkpoint from which it resumes.
 
@@ -33,6 +34,7 @@ def check_resumed(
       classes: of this run's data.
       samples: split -> number of samples of this run's data.
       changed_data: whether other data than before are meant.
+      fingerprints: split -> `Source.fingerprint` of this run's data.
 
     Returns:
       What changed, one line each.
@@ -60,6 +62,12 @@ def check_resumed(
             f"the {split} split had {number} samples, has {samples[split]}"
             for split, number in saved.samples.items()
             if samples.get(split, number) != number
+        ),
+        *(
+            f"the {split} split has other photos"
+            for split, fingerprint in saved.fingerprints.items()
+            if (fingerprints or {}).get(split, fingerprint) != fingerprint
+            and samples.get(split) == saved.samples.get(split)
         ),
     ]
     if data and not changed_data:

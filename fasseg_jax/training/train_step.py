@@ -114,8 +114,10 @@ def make_train_step(
         trained = optax.apply_updates(trained, updates)
         ema_params = state.ema_params
         if ema_params is not None:
+            step_number = state.step.astype(jnp.float32)
+            decay = jnp.minimum(config.train.ema_decay, (1 + step_number) / (10 + step_number))
             averaged, _ = split(ema_params, config)
-            ema_params = merge(optax.incremental_update(trained, averaged, 1 - config.train.ema_decay), frozen)
+            ema_params = merge(optax.incremental_update(trained, averaged, 1 - decay), frozen)
         metrics = StepMetrics(
             loss=terms.total,
             class_loss=terms.class_loss.sum(),

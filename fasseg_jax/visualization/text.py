@@ -1,5 +1,7 @@
 """Colors and text of all drawn output."""
 
+import bisect
+
 from PIL import ImageFont
 
 __all__ = ["FAINT", "INK", "PAPER", "WARNING_RED", "load_font", "shorten", "wrap"]
@@ -27,9 +29,9 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """Cut the end of `text` and append dots if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip(" ,;") + "…"
+    # A search by halves: measuring takes long, and lists of class names may have thousands of letters.
+    fitting = bisect.bisect_right(range(len(text)), width, key=lambda length: font.getlength(text[:length] + "…"))
+    return text[: max(0, fitting - 1)].rstrip(" ,;") + "…"
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -116,6 +115,8 @@ def save_checkpoint(
             raise FileExistsError(f"{path}: the directory is not empty; name another or pass --overwrite")
         if not metadata_file(directory).exists():
             raise FileExistsError(f"{path}: holds something other than a checkpoint and is not overwritten")
+    import orbax.checkpoint as ocp  # slow to import, and many programs neither save nor load
+
     # Saving ends before this function returns, so Orbax need not copy the arrays first.
     handlers = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
@@ -212,6 +213,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def _restore(directory: epath.Path) -> dict[str, Any]:
     """The variables as NumPy arrays, whichever devices held them when they were saved."""
+    import orbax.checkpoint as ocp
+
     handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(directory).tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import ConfigError, base_config, check_config, rename_old
 from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.runtime.command_line import other_program
 from fasseg_jax.runtime.files import Path
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "damaged",
     "load_metadata",
     "metadata_file",
+    "parse_metadata",
 ]
 
 Contents = Literal["model", "backbone"]
@@ -34,16 +36,22 @@ class CheckpointMetadata:
 
     Attributes:
       samples: split -> number of the samples that the training had; empty if it is not known.
+      fingerprints: split -> `Source.fingerprint` of these samples; likewise.
     """
 
     config: ConfigDict
     classes: ClassTable
     contents: Contents = "model"
     samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def checkpoint_metadata(
-    config: ConfigDict, classes: ClassTable, contents: Contents = "model", samples: Mapping[str, int] | None = None
+    config: ConfigDict,
+    classes: ClassTable,
+    contents: Contents = "model",
+    samples: Mapping[str, int] | None = None,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The metadata of a checkpoint, ready for JSON; the arguments are the attributes of `CheckpointMetadata`."""
     return {
@@ -52,6 +60,7 @@ def checkpoint_metadata(
         "config": config.to_dict(),
         "classes": {"names": classes.names, "palette": classes.palette.tolist()},
         "samples": dict(samples or {}),
+        "fingerprints": dict(fingerprints or {}),
     }
 
 
@@ -61,12 +70,26 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
     if not directory.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     if not metadata_file(directory).exists():
-        hint = "; convert.py makes one from PyTorch weights" if directory.is_file() else ""
+        convert = other_program("convert")
+        hint = f"; {convert} makes one from PyTorch weights" if directory.is_file() else ""
         if (directory / "config.json").exists():
-            hint = f"; a model of transformers? convert it: python convert.py --weights {path} --output CHECKPOINT"
+            hint = f"; a model of transformers? convert it: {convert} --weights {path} --output CHECKPOINT"
         raise ValueError(f"{path}: not a checkpoint directory of fasseg_jax, or an incomplete one{hint}")
     try:
-        metadata = json.loads(metadata_file(directory).read_text())
+        text = metadata_file(directory).read_text()
+    except Exception as error:  # of the storage
+        raise damaged(path, error) from error
+    return parse_metadata(path, text)
+
+
+def parse_metadata(path: str | Path, text: str) -> CheckpointMetadata:
+    """Read the JSON of `checkpoint_metadata`; `path` names it in messages.
+
+    Raises:
+      ValueError: it is damaged, holds a configuration that is not allowed, or has a later format.
+    """
+    try:
+        metadata = json.loads(text)
         if metadata["format"] == FORMAT:
             if metadata["contents"] not in ("model", "backbone"):
                 raise ValueError("contents is neither 'model' nor 'backbone'")
@@ -79,6 +102,7 @@ def load_metadata(path: str | Path) -> CheckpointMetadata:
                 classes=_classes(metadata["classes"]),
                 contents=metadata["contents"],
                 samples=_samples(metadata.get("samples", {})),
+                fingerprints=_fingerprints(metadata.get("fingerprints", {})),
             )
     except ConfigError as error:
         raise ValueError(f"{path}: the checkpoint's configuration is wrong: {error}") from error
@@ -101,6 +125,12 @@ def _classes(saved: dict[str, Any]) -> ClassTable:
 def _samples(saved: Any) -> dict[str, int]:
     if not isinstance(saved, dict) or not all(type(number) is int and number >= 0 for number in saved.values()):
         raise ValueError("samples are not numbers of samples")
+    return saved
+
+
+def _fingerprints(saved: Any) -> dict[str, str]:
+    if not isinstance(saved, dict) or not all(isinstance(text, str) for text in saved.values()):
+        raise ValueError("fingerprints are no texts")
     return saved
 
 

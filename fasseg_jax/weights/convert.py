@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.data import data_classes
 from fasseg_jax.data.classes import ClassTable, check_num_classes
+from fasseg_jax.runtime.command_line import other_program
 from fasseg_jax.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fasseg_jax.weights.fitting import remove_prefix
 from fasseg_jax.weights.hugging_face import (
@@ -18,6 +19,8 @@ from fasseg_jax.weights.hugging_face import (
     read_hugging_face_backbone,
     write_hugging_face,
 )
+from fasseg_jax.weights.pretrained import is_model_folder, load_pretrained
+from fasseg_jax.weights.remote import fetch
 from fasseg_jax.weights.safe_pickle import shorten
 from fasseg_jax.weights.state_dict import convert_backbone, convert_state_dict, holds_whole_model, to_state_dict
 from fasseg_jax.weights.torch_files import read_state_dict, write_state_dict
@@ -42,7 +45,8 @@ def convert(
 
     Args:
       config: the whole configuration of the same model; a file needs it, a checkpoint has its own.
-      weights: a file of PyTorch weights, a folder of transformers, or a checkpoint.
+      weights: a file of PyTorch weights, a folder of transformers, a folder that `fasseg push` wrote, or a checkpoint;
+        or the name of such a file or folder, which is fetched first (see `fasseg_jax.weights.remote`).
       output: the checkpoint to write or, from a checkpoint, the .safetensors or .pth file.
       overwrite: replace an existing `output` of the same kind.
       new_class_head: to a checkpoint: initialize a new class head, for other classes.
@@ -57,22 +61,27 @@ def convert(
       ValueError: the weights do not fit the model, or the options do not go together.
     """
     begin = time.perf_counter()
-    from_hugging_face = is_hugging_face_folder(weights)
-    from_checkpoint = not from_hugging_face and epath.Path(weights).is_dir()
-    if from_checkpoint and (config is not None or new_class_head):
-        raise ValueError(f"{weights}: a checkpoint needs no options; leave out --config and --new_class_head")
+    name, weights = weights, fetch(weights)
+    shared = is_model_folder(weights)
+    from_hugging_face = is_hugging_face_folder(weights) and not shared
+    from_checkpoint = not from_hugging_face and not shared and epath.Path(weights).is_dir()
+    if (from_checkpoint or shared) and (config is not None or new_class_head):
+        raise ValueError(f"{name}: a checkpoint needs no options; leave out --config and --new_class_head")
     if hugging_face and not from_checkpoint:
         raise ValueError(f"{weights}: --hugging_face needs a checkpoint; convert this to one first")
 
     if from_checkpoint:
         checkpoint = load_checkpoint(weights)
         next_step = _write_weights(checkpoint, weights, output, overwrite, hugging_face)
+    elif shared:
+        checkpoint = load_pretrained(weights)
+        next_step = _write_checkpoint(checkpoint, output, overwrite)
     else:
         read = _read_hugging_face if from_hugging_face else _read_file
         checkpoint = read(config, weights, new_class_head)
         next_step = _write_checkpoint(checkpoint, output, overwrite)
     written = f"{output} in {time.perf_counter() - begin:.1f} s"
-    lines = [("read", weights), *_describe(checkpoint), ("written", written), ("next", next_step)]
+    lines = [("read", name), *_describe(checkpoint), ("written", written), ("next", next_step)]
     return "\n".join(f"{title:<11} {text}" for title, text in lines)
 
 
@@ -138,7 +147,7 @@ def _write_checkpoint(checkpoint: Checkpoint, output: str, overwrite: bool) -> s
     save_checkpoint(output, checkpoint.config, checkpoint.variables, checkpoint.classes, checkpoint.contents, overwrite)
     if checkpoint.contents == "backbone":
         return "a training can start from this backbone; it cannot predict by itself"
-    return f"python predict.py --checkpoint {output} --input PHOTO_OR_FOLDER --output RESULTS"
+    return f"{other_program('predict')} --checkpoint {output} --input PHOTO_OR_FOLDER --output RESULTS"
 
 
 def _write_weights(checkpoint: Checkpoint, weights: str, output: str, overwrite: bool, hugging_face: bool) -> str:

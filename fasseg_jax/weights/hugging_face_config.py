@@ -16,7 +16,14 @@ from fasseg_jax.models.backbones import BACKBONES
 from fasseg_jax.weights.backbones import FOREIGN_BACKBONES, MODEL_TYPES, kind_of
 from fasseg_jax.weights.backbones.foreign import STAGES, check_fixed
 
-__all__ = ["describe_model", "describe_preprocessing", "read_backbone", "read_configuration"]
+__all__ = [
+    "describe_classes",
+    "describe_model",
+    "describe_preprocessing",
+    "is_mask2former",
+    "read_backbone",
+    "read_configuration",
+]
 
 # Fields of config.json with the only value that the network here supports. Absent fields have these values there, too.
 FIXED = {
@@ -163,6 +170,13 @@ def describe_model(config: ConfigDict, classes: ClassTable) -> dict[str, Any]:
         "oversample_ratio": loss.oversample_ratio,
         "importance_sample_ratio": loss.importance_ratio,
         "ignore_value": config.data.ignore_label,
+        **describe_classes(classes),
+    }
+
+
+def describe_classes(classes: ClassTable) -> dict[str, Any]:
+    """The fields of config.json that name the classes."""
+    return {
         "id2label": {str(i): name for i, name in enumerate(classes.names)},
         "label2id": {name: i for i, name in enumerate(classes.names)},
     }
@@ -187,24 +201,33 @@ def describe_preprocessing(config: ConfigDict, num_classes: int) -> dict[str, An
     }
 
 
-def _check_supported_by_transformers(model: ConfigDict) -> None:
+def is_mask2former(model: ConfigDict) -> bool:
+    """Whether transformers can compute the network of a `config.model`."""
+    return not _differences_from_mask2former(model)
+
+
+NO_MASK2FORMER = "a Mask2Former of transformers with it is another network, without a feature pyramid"
+
+
+def _differences_from_mask2former(model: ConfigDict) -> list[str]:
     mask2former = base_config()
     use_mask2former(mask2former)
-    problems = [
+    differences = [
         f"\n  config.model.{field} is {value!r}; it must be {needed!r}"
         for (field, value), (_, needed) in zip(_switches(model), _switches(mask2former.model), strict=True)
         if value != needed
     ]
     if not FOREIGN_BACKBONES[model.backbone.kind].hugging_face:
-        problems.append(f"\n  config.model.backbone.kind is {model.backbone.kind!r}; {NO_MASK2FORMER}")
-    if problems:
+        differences.append(f"\n  config.model.backbone.kind is {model.backbone.kind!r}; {NO_MASK2FORMER}")
+    return differences
+
+
+def _check_supported_by_transformers(model: ConfigDict) -> None:
+    if problems := _differences_from_mask2former(model):
         raise ValueError(
             f"transformers has only Mask2Former, not FASeg, and cannot compute this model:{''.join(problems)}\n"
             "Write it with the names of the official programs, as a .safetensors or .pth file."
         )
-
-
-NO_MASK2FORMER = "a Mask2Former of transformers with it is another network, without a feature pyramid"
 
 
 def _switches(model: ConfigDict) -> list[tuple[str, Any]]:

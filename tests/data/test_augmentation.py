@@ -5,6 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from fasseg_jax.config import base_config
 from fasseg_jax.data.augmentation import augment, pad_to, resize_and_crop
 from fasseg_jax.data.color_jitter import jitter_colors
 
@@ -14,6 +15,13 @@ def smooth_photo(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     small = Image.fromarray(rng.integers(0, 256, (height // 4, width // 4, 3), np.uint8))
     labels = rng.integers(0, 400, (height, width)).astype(np.uint16)
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)), labels
+
+
+def settings(**fields) -> ConfigDict:
+    """The base configuration's augmentation with other `fields`."""
+    config = base_config().augmentation
+    config.update(fields)
+    return config
 
 
 def resize_all(image: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
@@ -85,9 +93,7 @@ def plain_augment(image, labels, config, ignore_label, rng):
 @pytest.mark.parametrize("seed", range(12))
 def test_augment_follows_the_recipe(seed):
     image, labels = smooth_photo(60, 90)
-    config = ConfigDict(
-        {"short_sides": (20, 40, 60, 90), "max_long_side": 110, "crop": (48, 64), "color_jitter": True, "flip": True}
-    )
+    config = settings(short_sides=(20, 40, 60, 90), max_long_side=110, crop=(48, 64))
     got_image, got_labels = augment(image, labels, config, 999, np.random.default_rng(seed))
     expected_image, expected_labels = plain_augment(image, labels, config, 999, np.random.default_rng(seed))
     np.testing.assert_array_equal(got_labels, expected_labels)
@@ -101,9 +107,7 @@ def test_draws_are_uniform():
     """Colors number the columns, so that the crop shows its size, offset and flip."""
     image = np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, axis=0).repeat(3, axis=2)
     labels = np.zeros((50, 100), np.uint8)
-    config = ConfigDict(
-        {"short_sides": (25, 50), "max_long_side": 1000, "crop": (32, 32), "color_jitter": False, "flip": True}
-    )
+    config = settings(short_sides=(25, 50), max_long_side=1000, crop=(32, 32), color_jitter=False)
     crops = [augment(image, labels, config, 255, np.random.default_rng(seed)) for seed in range(1500)]
     large = [rows[0, :, 0].astype(int) for rows, map_ in crops if (map_ == 0).all()]
     assert abs(len(large) / 1500 - 0.5) < 0.05  # the smaller is padded from 25 rows
@@ -118,13 +122,79 @@ def test_draws_are_uniform():
 
 def test_switched_off_changes_nothing():
     image, labels = smooth_photo(64, 96)
-    config = ConfigDict(
-        {"short_sides": (64,), "max_long_side": 200, "crop": (64, 96), "color_jitter": False, "flip": False}
-    )
+    config = settings(short_sides=(64,), max_long_side=200, crop=(64, 96), color_jitter=False, flip=False)
     for seed in range(4):
         got_image, got_labels = augment(image, labels, config, 999, np.random.default_rng(seed))
         np.testing.assert_array_equal(got_image, image)
         np.testing.assert_array_equal(got_labels, labels)
+
+
+def test_turns_and_reflections_have_the_same_chance():
+    """Of a square crop, both flips and the quarter turns make the eight symmetries, and labels go with the pixels."""
+    image = np.arange(32 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(32, 32, 3)
+    labels = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32)
+    config = settings(
+        short_sides=(32,), crop=(32, 32), color_jitter=False, flip=True, vertical_flip=True, quarter_turns=True
+    )
+    symmetries = [np.rot90(side, turns) for side in (labels, labels.T) for turns in range(4)]
+    counts = np.zeros(8, int)
+    for seed in range(1600):
+        got_image, got_labels = augment(image, labels, config, 9999, np.random.default_rng(seed))
+        np.testing.assert_array_equal(got_image, image.reshape(-1, 3)[got_labels])
+        counts += [np.array_equal(got_labels, symmetry) for symmetry in symmetries]
+    assert counts.sum() == 1600
+    np.testing.assert_allclose(counts / 1600, 1 / 8, atol=0.035)
+    config.update(vertical_flip=True, quarter_turns=False, flip=False)
+    upside_down = [augment(image, labels, config, 9999, np.random.default_rng(seed))[1] for seed in range(400)]
+    share = np.mean([np.array_equal(got, labels[::-1]) for got in upside_down])
+    assert abs(share - 0.5) < 0.1
+    assert all(np.array_equal(got, labels) or np.array_equal(got, labels[::-1]) for got in upside_down)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_balanced_crops_hold_a_rare_class_as_often_as_asked(share):
+    """Class 1 has four pixels of 19,200 at the edge, so that few crops would hold it, and class 2 a stripe."""
+    image, labels = smooth_photo(120, 160)
+    labels = np.zeros_like(labels)
+    labels[:, 60:70] = 2
+    labels[118:, 158:] = 1
+    config = settings(short_sides=(120,), crop=(32, 32), color_jitter=False, balanced_crops=share)
+    crops = [augment(image, labels, config, 999, np.random.default_rng(seed))[1] for seed in range(1500)]
+    found = np.mean([[(crop == class_id).any() for class_id in range(3)] for crop in crops], axis=0)
+    offsets = [(top, left) for top in range(89) for left in range(129)]  # of crops laid anywhere
+    anywhere = np.array(
+        [np.mean([(labels[y : y + 32, x : x + 32] == class_id).any() for y, x in offsets]) for class_id in range(3)]
+    )
+    # A balanced crop is laid on class 1 in one case of three. One that is laid on another class may hold it too.
+    assert found[1] >= share / 3 - 0.04
+    assert abs(found[1] - (share / 3 + (1 - share) * anywhere[1])) < 0.05
+    assert found[2] >= share / 3 + (1 - share) * anywhere[2] - 0.05
+    if share == 0:
+        np.testing.assert_allclose(found, anywhere, atol=0.05)
+
+
+def test_a_balanced_crop_lies_anywhere_around_its_pixel():
+    image, labels = np.zeros((90, 130, 3), np.uint8), np.full((90, 130), 999, np.uint16)
+    labels[50, 70] = 3
+    config = settings(short_sides=(90,), crop=(32, 64), color_jitter=False, flip=False, balanced_crops=1.0)
+    rows, columns = zip(
+        *(
+            np.argwhere(augment(image, labels, config, 999, np.random.default_rng(seed))[1] == 3)[0]
+            for seed in range(3000)
+        ),
+        strict=True,
+    )
+    assert set(rows) == set(range(32))
+    assert set(columns) == set(range(4, 64))  # a crop that ends at the right edge has it at column 4
+    assert np.bincount(rows).max() < 2 * 3000 / 32
+
+
+def test_a_photo_without_labels_is_cropped_anywhere():
+    image, labels = smooth_photo(40, 40)
+    config = settings(short_sides=(40, 20), crop=(32, 32), balanced_crops=1.0)
+    for seed in range(4):
+        _, got = augment(image, np.full_like(labels, 999), config, 999, np.random.default_rng(seed))
+        assert (got == 999).all()
 
 
 def test_pad_to_copies():

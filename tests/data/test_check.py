@@ -54,7 +54,7 @@ def test_problems(tmp_path):
     write_image(root / "annotations/training/2.png", np.zeros((9, 9), np.uint8))
     write_image(root / "annotations/training/3.png", np.full((33, 70), 7, np.uint8))
     (root / "images/training/4.jpg").write_bytes(b"?")
-    (root / "images/validation").rename(root / "images/val")
+    (root / "annotations/validation/0.png").unlink()
     config.model.num_classes = 5
     training, validation = reports = check_data(config)
     expected = [
@@ -70,7 +70,7 @@ def test_problems(tmp_path):
     for part, problem in zip(expected, training.problems, strict=True):
         assert part in problem and problem in text
     assert training.num_images == 0 and training.pixels.sum() == 0
-    assert len(validation.problems) == 1 and "there is no folder" in validation.problems[0]
+    assert len(validation.problems) == 1 and "0.jpg has no label map" in validation.problems[0]
     assert "No problems" not in text
 
 

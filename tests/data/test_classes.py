@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fasseg_jax.data.class_files import folder_classes
 from fasseg_jax.data.classes import ClassTable, DataError, load_classes, write_classes
-from fasseg_jax.data.sources.folder import folder_classes
 
 NAMES = st.text(st.characters(blacklist_categories=("Cc", "Cs")), min_size=1, max_size=20)
 COLORS = st.tuples(*[st.integers(0, 255)] * 3)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from fasseg_jax.config import ConfigError, load_config
 from fasseg_jax.data import DataError, find_source, open_source
+from fasseg_jax.data.class_files import folder_classes
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.data.labels import decode_labels, decode_sample, file_ids, label_table, map_labels
-from fasseg_jax.data.sources.folder import folder_classes
 from tests.helpers.data_cases import CLASSES, SIZES, folder_config, write_folder, write_image
 
 
@@ -208,7 +208,7 @@ def test_a_spoiled_sample_is_named(root, spoil):
 
 def no_label_map(root):
     (root / "annotations/training/2.png").unlink()
-    return r"2\.jpg has no label map; `train.py --check`"
+    return r"2\.jpg has no label map; `fasseg check`"
 
 
 def no_photo(root):
@@ -228,14 +228,14 @@ def several(root):
 
 
 def no_folder(root):
-    (root / "annotations/training").rename(root / "annotations/train")
-    return r"there is no folder .*annotations/training; check config\.data\.root"
+    (root / "annotations/training").rename(root / "annotations/elsewhere")
+    return r"training/0\.jpg has no label map, and 9 more such problems"
 
 
 def empty_split(root):
     for file in (root / "images/training").iterdir():
         file.unlink()
-    return r"images/training holds no pictures"
+    return r"annotations/training/0\.png has no photo, and 4 more such problems"
 
 
 @pytest.mark.parametrize("spoil", [no_label_map, no_photo, two_photos, several, no_folder, empty_split])
@@ -270,7 +270,10 @@ def test_configuration_mistakes(root):
         ("0 sky 1 2 3\n2 road 1 2 3\n", "line 2: expected '1 NAME R G B'"),
         ("0 sky 1 2\n", "line 1"),
         ("0 sky 1 2 256\n", "line 1"),
-        ("sky\n", "line 1"),
+        ("sky\nsky\n", "the class name 'sky' is there twice"),
+        ("0 sky\n2 road\n", "line 2: expected '1 NAME' or '1 NAME R G B'"),
+        ("sky\n1 road 1 2 3\n", "line 1: expected '0 NAME R G B'"),
+        ("0,sky,1,2,3\n", "line 1: '0,sky,1,2,3' is no name, but a row of a table"),
         ("0 1 2 3\n", "line 1"),
         ("\n", "holds no classes"),
         ("0 sky 1 2 3\n1 \x1b[2Jroad 1 2 3\n", "classes.txt, line 2: the name '\\x1b[2Jroad' holds control characters"),
@@ -284,7 +287,7 @@ def test_mistakes_in_classes(tmp_path, text, message):
 
 
 def test_classes_csv_and_none(tmp_path):
-    with pytest.raises(DataError, match="no classes.csv or classes.txt"):
+    with pytest.raises(DataError, match="holds no photos with label maps"):
         folder_classes(tmp_path)
     (tmp_path / "classes.txt").write_text(CLASSES)
     (tmp_path / "classes.csv").write_text("id,name,r,g,b\n0,first,1,2,3\n")

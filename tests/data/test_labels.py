@@ -10,9 +10,9 @@ from PIL import Image
 
 from fasseg_jax.config import ConfigError
 from fasseg_jax.data import DataError, images, open_source
+from fasseg_jax.data.class_files import folder_classes
 from fasseg_jax.data.images import PhotoError, open_photo
 from fasseg_jax.data.labels import count_labels, decode_labels, decode_sample, label_table, map_labels
-from fasseg_jax.data.sources.folder import folder_classes
 from tests.helpers.data_cases import folder_config, write_folder, write_image
 
 # What a camera stores for an upright scene, by the EXIF standard: the orientation says where the first stored row and
@@ -196,7 +196,7 @@ def test_folder_finds_label_maps_of_other_formats(tmp_path):
             image.putpalette(np.random.default_rng(1).integers(0, 256, 768, np.uint8).tobytes())
         image.save(folder / f"{number}{ending}", **({"optimize": False} if ending == ".gif" else {}))
         (folder / f"{number}.png").unlink()
-    write_image(folder / "4.tif", np.zeros((3, 3), np.uint8))  # a PNG of this name is there
+    write_image(folder / "4.jpg", np.zeros((3, 3), np.uint8))  # a PNG of this name is there
     source = open_source(folder_config(root), "training")
     for index in (0, 1, 2, 4):
         expected = np.random.default_rng(index)

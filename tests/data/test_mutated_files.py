@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fasseg_jax.data.class_files import folder_classes
 from fasseg_jax.data.classes import ClassTable, DataError, load_classes, write_classes
 from fasseg_jax.data.images import PhotoError, open_photo
 from fasseg_jax.data.labels import decode_labels, decode_sample, label_table, map_labels
-from fasseg_jax.data.sources.folder import folder_classes
 from tests.helpers.mutation import outcomes
 from tests.helpers.tiny import photo
 

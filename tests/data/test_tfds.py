@@ -1,6 +1,8 @@
 """Data sets prepared as array_record files give the same samples as the folders."""
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from fasseg_jax.config import load_config
 from fasseg_jax.data import DataError, TrainingBatches, open_source, read_ahead
 from fasseg_jax.data.tfds import prepare
 from fasseg_jax.runtime.files import WriteError
+from tests.helpers import ROOT
 from tests.helpers.data_cases import folder_config, small_crops, write_folder, write_image
 from tests.helpers.full_disk import limited_files
 
@@ -100,8 +103,23 @@ def test_bad_file_stops_the_preparation(tmp_path):
 
 @pytest.mark.parametrize("space", [0, 1000, 30_000])
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, space):
-    root = write_folder(tmp_path / "small")
+    config = folder_config(write_folder(tmp_path / "small"))
     with limited_files(space), pytest.raises(WriteError, match=f"cannot write {tmp_path}/prepared/") as error:
-        prepare(folder_config(root), tmp_path / "prepared")
+        prepare(config, tmp_path / "prepared")
     assert "\n" not in str(error.value)
-    assert open_source(prepared_config(prepare(folder_config(root), tmp_path / "prepared")), "training")
+    assert open_source(prepared_config(prepare(config, tmp_path / "prepared")), "training")
+
+
+@pytest.mark.slow
+def test_an_absent_library_is_named_in_one_line(tmp_path):
+    (tmp_path / "tensorflow_datasets.py").write_text("raise ImportError")
+    program = subprocess.run(
+        [sys.executable, "-m", "fasseg_jax.data.tfds", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    line = 'tfds.py: preparing data needs tensorflow-datasets: pip install "fasseg_jax[tfds]"\n'
+    assert (program.returncode, program.stdout, program.stderr) == (1, "", line)

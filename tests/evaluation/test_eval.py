@@ -126,6 +126,11 @@ def test_numbers_are_those_of_counting_by_hand(folder, undisturbed):
         assert int(images[name]["labelled_pixels"]) == (truth != 255).sum()
         with Image.open(undisturbed / f"predictions/{name}.png") as saved:
             np.testing.assert_array_equal(np.asarray(saved), prediction)
+    segmenter = Segmenter(*tiny_model())
+    for index, (name, *_) in enumerate(maps[:2]):
+        scores = segmenter(photo(*SIZES[index], index), scores=True).scores.astype(np.float64)
+        uncertainty = (1 - np.square(scores / scores.sum(axis=-1, keepdims=True)).sum(axis=-1)).mean()
+        assert math.isclose(float(images[name]["uncertainty"]), uncertainty, abs_tol=2e-6)
 
     assert {path.name for path in undisturbed.iterdir()} == {
         *("metrics.json", "per_class.csv", "images.csv", "confusion.png", "report.html"),
@@ -337,7 +342,7 @@ def test_mistakes_end_with_one_line(folder, tmp_path):
         ([*good, f"--checkpoint={tmp_path / 'notes.txt'}"], 2, "not a checkpoint directory"),
         ([*good, f"--checkpoint={tmp_path / 'backbone'}"], 2, "holds only a backbone"),
         ([*good, f"--checkpoint={tmp_path / 'ade'}"], 2, "class 0 is 'wall' in the checkpoint and 'road' in the data"),
-        ([*good, "--config.data.root=absent"], 2, "there is no folder absent/images/validation"),
+        ([*good, "--config.data.root=absent"], 2, "there is no folder absent; check config.data.root"),
         ([*good, "--config.inference.mode=best"], 2, "config.inference.mode"),
         ([*good, f"--checkpoint={tmp_path / 'nan'}", "--restart"], 1, "not finite"),
     ]

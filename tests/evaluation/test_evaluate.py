@@ -1,5 +1,6 @@
 """The evaluation's parts, with a stand-in for the network: reading ahead, counting, progress, names of files."""
 
+import csv
 import json
 import time
 
@@ -14,7 +15,9 @@ from fasseg_jax.data.sources.shapes import ShapesSource
 from fasseg_jax.evaluation.evaluate import ImageResult, evaluate_images, evaluate_source, sum_counts
 from fasseg_jax.evaluation.metrics import Counts
 from fasseg_jax.evaluation.progress import EvaluationProgress, OtherEvaluationError, describe_evaluation
+from fasseg_jax.evaluation.results import write_images
 from fasseg_jax.evaluation.submission import result_name, write_labels
+from fasseg_jax.inference.segmenter import Segmentation
 from tests.helpers.data_cases import write_folder, write_image
 
 NUM_CLASSES = 6
@@ -49,15 +52,18 @@ class Images:
 
 
 class StandIn:
-    """Predicts the photo's first channel, two photos late and in another order, as batches do."""
+    """Predicts the photo's first channel, two photos late and in another order, as batches do.
+
+    The uncertainty is a hundredth of the first pixel.
+    """
 
     def __init__(self, source=None):
         self.source = source
 
-    def segment_all(self, photos, batch_size=1):
+    def results(self, photos, batch_size=1, uncertainty=False):
         waiting = []
         for key, photo in photos:
-            waiting.append((key, photo[..., 0]))
+            waiting.append((key, Segmentation(photo[..., 0], None, photo[0, 0, 0] / 100 if uncertainty else None)))
             if len(waiting) == 3:
                 yield waiting.pop(1)
                 if self.source:
@@ -84,6 +90,7 @@ def test_images_are_counted(num_threads):
         np.testing.assert_array_equal(result.counts(NUM_CLASSES).confusion, expected([result.index]))
         assert result.name == f"folder/images/validation/{result.index}.png"
         np.testing.assert_array_equal(saved[result.name], Images()[result.index].image[..., 0])
+        assert result.uncertainty == Images()[result.index].image[0, 0, 0] / 100
     total = sum_counts(results, NUM_CLASSES)
     np.testing.assert_array_equal(total.confusion, expected(range(7)))
     union = sum(result.counts(NUM_CLASSES).boundary_union for result in results)
@@ -123,10 +130,27 @@ def test_an_evaluation_that_is_left_ends_its_threads():
 def test_results_come_back_from_json_exactly():
     vector = np.zeros(NUM_CLASSES * (NUM_CLASSES + 2), np.int64)
     vector[[3, 20, 47]] = [1, 2**40 + 1, 7]
-    result = ImageResult.from_counts(5, "ä b.png", "1 2", Counts.from_vector(vector))
+    result = ImageResult.from_counts(5, "ä b.png", "1 2", Counts.from_vector(vector), 0.1 + 0.2)
     back = ImageResult.from_json(json.loads(json.dumps(result.to_json())))
     assert (back.index, back.name, back.version) == (5, "ä b.png", "1 2")
     np.testing.assert_array_equal(back.counts(NUM_CLASSES).to_vector(), vector)
+    assert back.uncertainty == 0.1 + 0.2
+
+
+def test_progress_of_versions_without_uncertainty_goes_on(tmp_path):
+    with EvaluationProgress.open(tmp_path, {}, Images()).writer() as writer:
+        for result in evaluate_images(StandIn(), Images(), range(3), 255):
+            writer.add(result)
+    lines = [json.loads(line) for line in (tmp_path / "host_0.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["uncertainty"]
+    (tmp_path / "host_0.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    done = EvaluationProgress.open(tmp_path, {}, Images()).done
+    assert sorted(done) == [0, 1, 2] and {result.uncertainty for result in done.values()} == {None}
+    new = ImageResult.from_counts(3, "d", "1", Counts.zeros(NUM_CLASSES), 0.25)
+    write_images(tmp_path / "images.csv", [*done.values(), new], dict(enumerate("abcd")), NUM_CLASSES)
+    with (tmp_path / "images.csv").open(newline="") as rows:
+        assert [row["uncertainty"] for row in csv.DictReader(rows)] == ["", "", "", "0.250000"]
 
 
 def test_progress_that_ends_anywhere_goes_on(tmp_path):
@@ -226,6 +250,9 @@ def test_label_files(tmp_path):
         ("data/leftImg8bit/val/ulm/ulm_01_leftImg8bit.png", "data/", "ulm/ulm_01_leftImg8bit"),
         ("images/validation/street.north/3.b.jpg", "/prepared/ade20k/1.0.0", "street.north/3.b"),
         ("shapes/validation/00012", "", "00012"),
+        ("/data/own/images/a/1.jpg", "/data/own", "a/1"),
+        ("/data/own/valid/images/1.jpg", "/data/own", "1"),
+        ("/data/own/1.jpg", "/data/own", "1"),
     ],
 )
 def test_names_of_results(sample, root, name):

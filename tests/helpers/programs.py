@@ -15,8 +15,11 @@ import fasseg_jax.evaluation.run, fasseg_jax.inference.predict, optax
 def run(program, arguments, output, errors):
     os.dup2(output.fileno(), 1)
     os.dup2(errors.fileno(), 2)
-    sys.argv[:] = [program, *arguments]
-    if program.endswith(".py"):
+    program, *command = program.split()
+    sys.argv[:] = [program, *command, *arguments]
+    if program == "fasseg":
+        runpy.run_module("fasseg_jax", run_name="__main__", alter_sys=True)
+    elif program.endswith(".py"):
         runpy.run_path(program, run_name="__main__")
     else:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
@@ -37,7 +40,7 @@ print(json.dumps(results))
 
 
 def run_all(command_lines: list[list[str]], environment: dict[str, str] | None = None) -> list[tuple[int, str, str]]:
-    """(status, stdout, stderr) of each program with its arguments."""
+    """(status, stdout, stderr) of each program with its arguments; "fasseg train" is the command."""
     process = subprocess.run(
         [sys.executable, "-c", MANY_RUNS],
         cwd=ROOT,

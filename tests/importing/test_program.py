@@ -1,4 +1,4 @@
-"""`python -m fasseg_jax.importing`: what it prints, its exit status, and that `train.py --check` accepts the result."""
+"""`python -m fasseg_jax.importing`: what it prints, its exit status, and that `fasseg check` accepts the result."""
 
 import subprocess
 import sys
@@ -35,8 +35,8 @@ def test_from_labelme_to_check(tmp_path):
     assert "3 classes: background, car, road" in lines
     assert f"{source}/3.json: dropped shape 2 ('car'): has 1 points; a polygon needs 3" in lines
     assert lines[-2] == "Wrote 6 photos with their label maps."
-    assert lines[-1] == f"Next: python train.py --config configs/folder.py:{output} --check"
-    status, printed, errors = run("train.py", f"--config=configs/folder.py:{output}", "--check")
+    assert lines[-1] == f"Next: fasseg check --config folder:{output}"
+    status, printed, errors = run("-m", "fasseg_jax", "check", f"--config=folder:{output}")
     assert status == 0, printed + errors
     (source / "0.jpg").unlink()
     status, printed, _ = run(*command)

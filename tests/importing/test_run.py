@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fasseg_jax.config import load_config
 from fasseg_jax.data.classes import DataError
 from fasseg_jax.data.images import open_photo
+from fasseg_jax.data.palette import choose_colors, simulate
+from fasseg_jax.data.sources.folder import find_splits
 from fasseg_jax.importing import writing
 from fasseg_jax.importing.annotations import Annotations, ImportOptions, Item, clean_name
 from fasseg_jax.importing.class_lists import read_class_list
-from fasseg_jax.importing.palette import choose_colors, simulate
 from fasseg_jax.importing.plan import final_classes, plan_targets
+from fasseg_jax.importing.records import LOCK
+from fasseg_jax.importing.run import import_annotations
 from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.folder_lock import lock_folder
 from tests.helpers.import_cases import read_labels, run_import, write_json, write_photo
 
 
@@ -59,6 +64,49 @@ def test_the_split_depends_on_names_only():
     assert validation(names[::-1]) == chosen
     assert validation(names[:500]) == chosen & set(names[:500])
     assert [len(validation(names[:count])) for count in (1, 2)] == [0, 1]  # one at least, and never all
+
+
+def test_films_and_classes_decide_as_in_a_folder_without_splits(source, output):
+    """An import and `find_splits` of the same photos and labels choose the same photos for validation."""
+    rng = np.random.default_rng(0)
+    names = [f"run{film}_{frame}" for film in "abcdef" for frame in range(10)] + [f"x{index}y" for index in range(20)]
+    for name in names:
+        write_photo(source / f"images/{name}.jpg", 6, 8)
+        values = np.where(rng.random((6, 8)) < (name in ("x3y", "x7y")), 255, 0).astype(np.uint8)
+        (source / "masks").mkdir(exist_ok=True)
+        Image.fromarray(values).save(source / f"masks/{name}.png")
+    result = run_import(source, output)
+    assert not result.problems
+    imported = {path.stem for path in output.glob("images/validation/*.jpg")}
+    for path in source.glob("masks/*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 255).save(path)
+    splits = find_splits(load_config(f"configs/folder.py:{source}").data)
+    assert imported == {pair.photo.stem for pair in splits.pairs["validation"]}
+    assert all(len([name for name in imported if name.startswith(f"run{film}")]) in (0, 10) for film in "abcdef")
+    assert len(imported & {"x3y", "x7y"}) == 1
+
+
+def test_photos_of_an_earlier_import_keep_their_split(source, output):
+    for index in range(6):
+        write_item(source, f"p{index}q")
+    run_import(source, output)
+    before = {path.relative_to(output) for path in output.glob("images/*/*.jpg")}
+    for index in range(6, 40):
+        write_item(source, f"p{index}q")
+    said: list[str] = []
+    result = import_annotations(source, output, None, ImportOptions(validation=0.7), said.append)
+    assert (result.problems, result.kept, result.written) == ((), 6, 34)
+    assert before <= {path.relative_to(output) for path in output.glob("images/*/*.jpg")}
+    assert "6 photos stay in the split of the earlier import" in said
+    assert any(line.startswith("divided by a hash of the names (--validation=0.7)") for line in said)
+
+
+def test_two_imports_into_one_folder(source, output):
+    write_item(source, "a")
+    output.mkdir()
+    with lock_folder(output, LOCK, "imports into"), pytest.raises(DataError, match=r"process \d+ .* imports into this"):
+        run_import(source, output)
+    assert run_import(source, output).written == 1
 
 
 def test_splits_of_the_source_are_kept():
@@ -198,6 +246,6 @@ def test_the_output_may_lie_beside_a_file(tmp_path):
 def test_a_missing_library_is_said_once(source, output, monkeypatch):
     write_item(source, "a")
     monkeypatch.setitem(sys.modules, "shapely", None)
-    with pytest.raises(DataError, match=r"shapely is needed for this format .*pip install -e '\.\[import\]'"):
+    with pytest.raises(DataError, match=r"shapely is needed for this format .*pip install 'fasseg_jax\[import\]'"):
         run_import(source, output)
     assert not output.exists()

@@ -22,13 +22,15 @@ pytestmark = pytest.mark.slow  # every test starts a process
 MANY_RUNS = """
 import contextlib, io, json, sys
 from absl.testing import flagsaver
-import predict
+from fasseg_jax.programs import predict
+from fasseg_jax.runtime.command_line import parse_flags
+predict.define_flags()
 results = []
 for arguments in json.load(sys.stdin):
     errors = io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            status = predict.main(predict.parse_flags(["predict.py", *arguments]))
+            status = predict.main(parse_flags(["predict.py", *arguments]))
         except SystemExit as end:
             status = end.code
     results.append([status, errors.getvalue()])
@@ -136,6 +138,7 @@ def test_untrained_model_and_generated_picture(tmp_path):
 
 def test_mistakes_end_with_one_line(checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "labelme").mkdir()
     (tmp_path / "notes.txt").write_text("no photo")
     model = ["--device=cpu", f"--checkpoint={checkpoint}"]
     usage = [  # arguments, what the error says
@@ -152,6 +155,9 @@ def test_mistakes_end_with_one_line(checkpoint, tmp_path):
         (["--checkpoint=c", "--input=empty", "--output=o"], "holds no photos"),
         (["--checkpoint=c", "--input=empty", "--output=empty"], "must not be the --input folder"),
         (["--checkpoint=c", "--input=empty", "--output=notes.txt"], "notes.txt is a file"),
+        (["--checkpoint=c", "--input=i.mp4", "--output=o", "--write_labels=coco"], "are for photos, not for videos"),
+        (["--checkpoint=c", "--input=i", "--output=o", "--write_labels=voc"], "write_labels"),
+        (["--checkpoint=c", "--input=i", "--output=.", "--write_labels=labelme"], "perhaps with corrected labels"),
         (["--output=o", "--device=abacus"], "abacus"),
         (["--no_such_flag"], "no_such_flag"),
         (["--untrained", "--config=absent.py", "--output=o"], "absent.py"),
@@ -194,3 +200,30 @@ def test_a_full_disk_ends_with_one_line(checkpoint, tmp_path, kilobytes, flag, f
     assert line.startswith(f"predict.py: cannot write out/{file}: ")
     assert all("compiled programs are not kept" in note for note in notes), notes
     assert not (tmp_path / "out" / file).exists() and not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["labelme", "coco"])
+def test_predictions_become_labels_to_correct(checkpoint, tmp_path, kind):
+    """The printed command imports them; the least certain photo comes first."""
+    photos = {"a.png": photo(70, 100), "sub/b.png": photo(64, 96, 1)}
+    for name, image in photos.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "photos" / name)
+    result = predict(
+        *(tmp_path, "--checkpoint", checkpoint, "--input", "photos", "--output", "out", "--write_labels", kind)
+    )
+    assert result.returncode == 0, result.stderr
+    (command,) = [line.split() for line in result.stdout.splitlines() if line.startswith("  python -m ")]
+    imported = run([sys.executable, *command[1:]], tmp_path)
+    assert imported.returncode == 0 and "Wrote 2 photos" in imported.stdout, imported.stdout + imported.stderr
+    for name in photos:
+        (file,) = (tmp_path / "DATA/annotations").glob(f"*/{name}")
+        predicted = Image.open(tmp_path / "out" / name.replace(".png", "_labels.png"))
+        np.testing.assert_array_equal(Image.open(file), predicted)
+    segmenter = Segmenter(*tiny_model())
+    uncertainty = {f"photos/{name}": segmenter(image, uncertainty=True).uncertainty for name, image in photos.items()}
+    lines = (tmp_path / "out/to_correct.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == sorted(uncertainty, key=uncertainty.get, reverse=True)
+    np.testing.assert_allclose(
+        [float(line.split(",")[1]) for line in lines], sorted(uncertainty.values())[::-1], atol=2e-6
+    )

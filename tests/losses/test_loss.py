@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.config import load_config
 from fasseg_jax.losses import mask_loss, matcher, reference
-from fasseg_jax.losses.criterion import LossTerms, segmentation_loss
+from fasseg_jax.losses.criterion import LossTerms, class_losses, segmentation_loss
 from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import PointCounts, SamplingPoints, draw_loss_points, draw_matching_points
 from fasseg_jax.losses.targets import Targets
@@ -185,6 +185,41 @@ def test_the_plain_version_agrees(num_targets, max_targets, num_queries, points_
     np.testing.assert_array_equal(terms.queries, queries)
     np.testing.assert_allclose(terms.total, expected, rtol=2e-6)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("weights", [(), (0.2, 1.0, 1.5, 2.0, 3.0, 4.0)])
+def test_class_losses_are_those_of_pytorch(weights):
+    import torch
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 3, 5, 7)).astype(np.float32)  # six classes and "no object", five queries
+    classes = np.array([[0, 4, -1], [5, -1, -1], [-1, -1, -1]], np.int32)
+    queries = np.array([[[3, 1, -1], [0, -1, -1], [-1] * 3], [[2, 4, -1], [4, -1, -1], [-1] * 3]], np.int32)
+    wanted = np.full((2, 3, 5), 6)
+    for prediction, image, target in zip(*np.nonzero(queries >= 0), strict=True):
+        wanted[prediction, image, queries[prediction, image, target]] = classes[image, target]
+    sums, weight_sums = class_losses(*map(jnp.asarray, (logits, classes, queries)), 0.1, weights)
+    for prediction in range(2):
+        expected = torch.nn.functional.cross_entropy(
+            torch.tensor(logits[prediction]).flatten(0, 1),
+            torch.tensor(wanted[prediction]).flatten(),
+            torch.tensor([*(weights or [1.0] * 6), 0.1], dtype=torch.float32),
+        )
+        np.testing.assert_allclose(sums[prediction] / weight_sums[prediction], expected, rtol=1e-5)
+
+
+def test_the_plain_version_agrees_with_class_weights():
+    predictions, targets = random_case(0, [2, 0, 3], 5, 8)
+    config = loss_config(40)
+    points = points_of_key(jax.random.key(3), predictions, targets, config)
+    queries = reference.match_all(predictions, targets, points.matching, config)
+    chosen = reference.choose_points(predictions, queries, points, config)
+    unweighted = reference.segmentation_loss(predictions, targets, queries, chosen, config)
+    config.class_weights = tuple(np.random.default_rng(1).uniform(0.2, 5, 30).tolist())
+    expected = reference.segmentation_loss(predictions, targets, queries, chosen, config)
+    terms, _ = loss_and_gradient(predictions, targets, points, config)
+    np.testing.assert_allclose(terms.total, expected, rtol=2e-6)
+    assert abs(expected - unweighted) > 1e-3
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from fasseg_jax.runtime.compilation import enable_compilation_cache, paused_garbage_collection
 from tests.helpers import ROOT, error_lines
@@ -30,7 +31,27 @@ def test_a_folder_is_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "new" / "cache"))
     assert enable_compilation_cache() == tmp_path / "new" / "cache"
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "new" / "cache")
-    assert not list((tmp_path / "new" / "cache").iterdir()) and not capsys.readouterr().err
+    assert not list((tmp_path / "new" / "cache").glob("[!.]*")) and not capsys.readouterr().err
+
+
+def test_programs_written_in_part_are_removed(tmp_path, monkeypatch, capsys):
+    """JAX itself can neither read nor replace them."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    compilation_cache.reset_cache()
+    enable_compilation_cache()
+    jax.jit(lambda x: x * 3 + 1).lower(jax.ShapeDtypeStruct((3,), "float32")).compile()
+    (entry,) = tmp_path.glob("*-cache")
+    whole = entry.read_bytes()
+    other = tmp_path / "of_zstandard-cache"
+    other.write_bytes(b"\x28\xb5\x2f\xfd")
+    for part in (b"", whole[:1], whole[: len(whole) // 2], whole[:-1], whole[:20] + b"garbage" + whole[20:]):
+        entry.write_bytes(part)
+        enable_compilation_cache()
+        assert list(tmp_path.glob("*-cache")) == [other]
+    entry.write_bytes(whole)
+    enable_compilation_cache()
+    assert entry.read_bytes() == whole and not capsys.readouterr().err
+    compilation_cache.reset_cache()
 
 
 def test_it_lies_in_the_home(tmp_path, monkeypatch):

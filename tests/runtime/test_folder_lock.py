@@ -29,6 +29,8 @@ def test_one_process_at_a_time(tmp_path):
         holder.wait()
     with lock_folder(tmp_path), pytest.raises(ValueError, match="trains in this folder"):
         lock_folder(tmp_path)
+    with lock_folder(tmp_path), pytest.raises(ValueError, match="imports into this folder; stop it first"):
+        lock_folder(tmp_path, what="imports into")
     lock_folder(tmp_path).close()
 
 

@@ -29,11 +29,14 @@ def save(run, *steps):
 
 def test_the_best_is_kept_and_found_also_after_an_interruption(tmp_path):
     run = open_run(tmp_path)
-    save(run, (1, None), (2, 0.5), (3, None), (4, 0.3))
+    assert run.best is None
+    save(run, (1, None))
+    assert run.best is None
+    save(run, (2, 0.5), (3, None), (4, 0.3))
     assert run.best_step == 2
     run.close()
     run = open_run(tmp_path)
-    assert run.best_step == 2
+    assert run.best_step == 2 and run.best == (2, 0.5)
     save(run, (5, 0.4), (6, None), (7, None), (8, None))
     assert run.best_step == 2
     run.close()

@@ -266,6 +266,15 @@ def test_schedule():
         np.testing.assert_allclose(schedule(t), 1e-4 * (1 - t / 90_000) ** 0.9, rtol=0, atol=1e-10)
 
 
+def test_schedule_with_warmup():
+    config = load_config("configs/cityscapes.py:r50")
+    config.optimizer.warmup_steps = 100
+    schedule = learning_rate_schedule(config)
+    for t in (0, 1, 50, 99, 100, 45_000, 90_000):
+        expected = 1e-4 * (1 - t / 90_000) ** 0.9 * min(1, (t + 1) / 100)
+        np.testing.assert_allclose(schedule(t), expected, rtol=0, atol=1e-10)
+
+
 def test_gradient_norm_is_that_of_all_gradients():
     rng = np.random.default_rng(0)
     leaf = lambda: rng.standard_normal(50).astype(np.float32)

@@ -10,22 +10,34 @@ from fasseg_jax.weights.checkpoint_metadata import CheckpointMetadata
 
 NAMES = ("background", "circle", "square", "triangle", "cross", "ring")
 SAMPLES = {"training": 40, "validation": 4}
+FINGERPRINTS = {"training": "5af3", "validation": "09c1"}
 
 
 def table(names=NAMES, shade=0):
     return ClassTable(tuple(names), np.full((len(names), 3), shade, np.uint8))
 
 
-def resumed(classes=None, samples=SAMPLES, saved_samples=SAMPLES, changed_data=False, step=5, **fields):
-    saved = CheckpointMetadata(load_config("configs/shapes.py"), table(), samples=saved_samples)
+def resumed(
+    classes=None,
+    samples=SAMPLES,
+    saved_samples=SAMPLES,
+    changed_data=False,
+    step=5,
+    fingerprints=FINGERPRINTS,
+    **fields,
+):
+    saved = CheckpointMetadata(
+        load_config("configs/shapes.py"), table(), samples=saved_samples, fingerprints=FINGERPRINTS
+    )
     config = load_config("configs/shapes.py")
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return check_resumed(step, saved, config, classes or table(), samples, changed_data)
+    return check_resumed(step, saved, config, classes or table(), samples, changed_data, fingerprints)
 
 
 def test_nothing_changed():
     assert resumed() == []
     assert resumed(saved_samples={}) == []  # of a run that did not write them yet
+    assert resumed(fingerprints={}) == []
     assert resumed(step=5, train__steps=5) == ["config.train.steps was 1000, is 5"]
 
 
@@ -42,6 +54,7 @@ def test_settings_are_named_and_go_on():
         ({"classes": table(shade=1)}, "the colors of classes are others"),
         ({"samples": {"training": 41, "validation": 4}}, "the training split had 40 samples, has 41"),
         ({"samples": {"training": 40, "validation": 3}}, "the validation split had 4 samples, has 3"),
+        ({"fingerprints": {**FINGERPRINTS, "validation": "77"}}, "the validation split has other photos"),
         ({"data__ignore_label": 0}, "config.data.ignore_label was 255, is 0"),
         ({"data__reduce_zero_label": True}, "config.data.reduce_zero_label was False, is True"),
         ({"data__label_orientation": "stored"}, "config.data.label_orientation was 'auto', is 'stored'"),

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from fasseg_jax import Segmenter
 from fasseg_jax.weights.checkpoint import load_checkpoint
@@ -19,6 +20,9 @@ from tests.helpers.training_runs import ROOT, command, environment, metrics, tra
 
 pytestmark = pytest.mark.slow
 
+
+# The run that most tests compare with. It keeps averaged parameters as well, which must be resumed like the others.
+RUN = {"train__steps": 12, "train__checkpoint_every": 3, "train__ema_decay": 0.5}
 
 # The largest rates that the configuration allows.
 DIVERGING = {
@@ -52,7 +56,7 @@ def start_hosts(commands):
 def undisturbed(tmp_path_factory):
     """A run of 12 steps on one device, a checkpoint every third."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(workdir, train__steps=12, train__checkpoint_every=3)
+    train(workdir, **RUN)
     return workdir
 
 
@@ -60,7 +64,7 @@ def undisturbed(tmp_path_factory):
 def seconds(undisturbed, tmp_path_factory):
     """How long such a run takes once everything is compiled."""
     begin = time.perf_counter()
-    train(tmp_path_factory.mktemp("timed"), train__steps=12, train__checkpoint_every=3)
+    train(tmp_path_factory.mktemp("timed"), **RUN)
     return time.perf_counter() - begin
 
 
@@ -80,6 +84,7 @@ def test_a_run_leaves_what_it_says(undisturbed):
     assert sorted(losses) == list(range(1, 13))
     assert losses[12] < losses[1]
     assert list((undisturbed / "tensorboard").iterdir())
+    Image.open(undisturbed / "curves.png").verify()
     segmenter = Segmenter.from_checkpoint(undisturbed / "checkpoints" / "12")
     assert segmenter.classes.names[0] == "background"
     assert segmenter(np.zeros((50, 70, 3), np.uint8)).labels.shape == (50, 70)
@@ -109,7 +114,7 @@ def test_devices_processes_and_shards_agree(tmp_path):
 def test_killed_runs_resume_bit_for_bit(undisturbed, seconds, tmp_path, request):
     """SIGKILL at random moments, --kills times. A run that ends before its kill is compared, and another one begins."""
     rng = random.Random(0)
-    arguments = command(tmp_path, train__steps=12, train__checkpoint_every=3)
+    arguments = command(tmp_path, **RUN)
     kills = 0
     while kills < request.config.getoption("--kills"):
         process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
@@ -124,16 +129,8 @@ def test_killed_runs_resume_bit_for_bit(undisturbed, seconds, tmp_path, request)
         else:
             assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
             shutil.rmtree(tmp_path)
-    train(tmp_path, train__steps=12, train__checkpoint_every=3)
+    train(tmp_path, **RUN)
     assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
-
-
-def test_averaged_parameters_are_resumed(tmp_path):
-    fields = {"train__steps": 4, "train__checkpoint_every": 2, "train__ema_decay": 0.5}
-    train(tmp_path / "run", **fields)
-    shutil.move(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
-    train(tmp_path / "run", **fields)
-    assert_same_variables(tmp_path / "run" / "checkpoints" / "4", tmp_path / "undisturbed")
 
 
 def test_a_frozen_backbone_is_resumed(undisturbed, tmp_path):
@@ -153,27 +150,35 @@ def test_a_frozen_backbone_is_resumed(undisturbed, tmp_path):
     assert "cannot freeze its backbone midway" in process.stderr
 
 
-def test_sigterm_saves_and_says_so(undisturbed, tmp_path):
-    arguments = command(tmp_path, train__steps=12, train__checkpoint_every=100)
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
+def test_a_folder_takes_one_training_and_sigterm_saves_it(undisturbed, tmp_path):
+    """A second training ends with one line and leaves the first alone; SIGTERM saves that, and it says so."""
+    fields = {**RUN, "train__checkpoint_every": 100}
+    first = subprocess.Popen(
+        command(tmp_path, **fields), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline().startswith("Starting from random weights")
+    second = train(tmp_path, status=2, **fields)
+    assert f"process {first.pid} on" in second.stderr and "trains in this folder" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+    for line in first.stdout:
         if line.startswith("step 2"):
-            process.send_signal(signal.SIGTERM)
+            first.send_signal(signal.SIGTERM)
             break
-    rest = process.stdout.read()
-    assert process.wait(timeout=300) == 75
+    rest = first.stdout.read()
+    assert first.wait(timeout=300) == 75
     assert "The same command resumes the training" in rest
-    again = train(tmp_path, train__steps=12, train__checkpoint_every=100)
+    again = train(tmp_path, **fields)
     assert "Resuming after step" in again.stdout
+    assert sorted(metrics(tmp_path)) == list(range(1, 13))
     assert_same_variables(tmp_path / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
 def test_changed_configuration(undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
-    process = train(workdir, train__steps=12, optimizer__weight_decay=0.1, train__log_every=2)
+    process = train(workdir, **RUN, optimizer__weight_decay=0.1, train__log_every=2)
     assert "Changed since step 12: config.optimizer.weight_decay was 0.05, is 0.1" in process.stdout
     assert "log_every" not in process.stdout
-    process = train(workdir, status=2, train__steps=12, model__decoder__num_queries=8)
+    process = train(workdir, status=2, **RUN, model__decoder__num_queries=8)
     assert "config.model.decoder.num_queries was 9, is 8" in process.stderr
 
 
@@ -192,20 +197,23 @@ def test_corrupt_checkpoint(undisturbed, tmp_path):
     for file in (workdir / "checkpoints" / "12" / "training").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[:100])
-    process = train(workdir, status=1, train__steps=12)
+    process = train(workdir, status=1, **RUN)
     assert "checkpoints/12: cannot be read" in process.stderr
     assert "remove it to resume from step 9" in process.stderr
     shutil.rmtree(workdir / "checkpoints" / "12")
-    train(workdir, train__steps=12, train__checkpoint_every=3)
+    train(workdir, **RUN)
     assert_same_variables(workdir / "checkpoints" / "12", undisturbed / "checkpoints" / "12")
 
 
 @pytest.mark.parametrize(("kilobytes", "message"), [(0, "cannot write"), (150, "cannot write a checkpoint")])
-def test_full_disk(tmp_path, kilobytes, message):
-    """A limit on the size of files takes the place of a full disk. Libraries and their threads print nothing."""
+def test_full_disk(undisturbed, tmp_path, kilobytes, message):
+    """A limit on the size of files takes the place of a full disk. Libraries and their threads print nothing.
+
+    `undisturbed` has compiled all that is compiled here: nothing is written in part to the cache of the other tests.
+    """
     limited = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "bash"]
     process = subprocess.run(
-        [*limited, *command(tmp_path / "run", train__steps=12, train__checkpoint_every=1)],
+        [*limited, *command(tmp_path / "run", **{**RUN, "train__checkpoint_every": 1})],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -234,28 +242,11 @@ def test_mistakes(tmp_path):
 
 def test_other_data_or_fewer_steps_than_done_are_refused(undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
-    process = train(workdir, status=2, train__steps=12, data__shapes__training=41)
+    process = train(workdir, status=2, **RUN, data__shapes__training=41)
     assert "the training split had 40 samples, has 41" in process.stderr and "--changed_data" in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
-    process = train(workdir, status=2, train__steps=11)
+    process = train(workdir, status=2, **{**RUN, "train__steps": 11})
     assert "config.train.steps = 11, but this run has done 12" in process.stderr
-
-
-def test_a_folder_takes_one_training(tmp_path):
-    """The second ends with one line and leaves the first alone."""
-    first = subprocess.Popen(
-        command(tmp_path, train__steps=12, train__checkpoint_every=3),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert first.stdout.readline().startswith("Starting from random weights")
-    second = train(tmp_path, status=2, train__steps=12, train__checkpoint_every=3)
-    assert f"process {first.pid} on" in second.stderr and "trains in this folder" in second.stderr
-    assert len(second.stderr.strip().splitlines()) == 1
-    first.communicate(timeout=600)
-    assert first.returncode == 0 and sorted(metrics(tmp_path)) == list(range(1, 13))
 
 
 @pytest.mark.parametrize(
@@ -278,19 +269,16 @@ def test_hosts_that_differ_end_before_they_compile(tmp_path, other, message):
 
 STUCK = """
 import sys, threading, time
-from absl import app
 import fasseg_jax.training.checkpoints as checkpoints
 import fasseg_jax.training.loop as loop
+from fasseg_jax.programs import commands, train
 
-loop.PATIENCE = 2
+loop.PATIENCE = train.PATIENCE = 2
 if sys.argv.pop(1) == "save":
     checkpoints.RunCheckpoints.close = lambda self: time.sleep(600)
 else:
     threading.Thread(target=time.sleep, args=(600,)).start()
-sys.path.insert(0, ".")
-import train
-train.PATIENCE = 2
-app.run(train.main, flags_parser=train.parse_flags)
+commands.run("train")
 """
 
 

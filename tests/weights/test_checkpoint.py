@@ -126,7 +126,7 @@ def test_missing_and_foreign_paths(tmp_path):
     with pytest.raises(ValueError, match="not a checkpoint directory"):
         load_checkpoint(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"weights.pth: not a checkpoint .* convert.py"):
+    with pytest.raises(ValueError, match=r"weights.pth: not a checkpoint .* fasseg convert makes one"):
         load_checkpoint(tmp_path / "weights.pth")
 
 

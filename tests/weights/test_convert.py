@@ -36,7 +36,7 @@ def test_model(tmp_path):
     assert checkpoint.contents == "model" and checkpoint.config == config
     assert checkpoint.classes.names[0] == "road"
     assert_same(checkpoint.variables, convert_state_dict(state_dict, config.model))
-    assert "19 (cityscapes)" in summary and f"predict.py --checkpoint {tmp_path / 'out'}" in summary
+    assert "19 (cityscapes)" in summary and f"fasseg predict --checkpoint {tmp_path / 'out'}" in summary
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_imagenet_backbone(tmp_path):
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"model": backbone, "matching_heuristics": True}))
     summary = convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "out"))
     checkpoint = load_checkpoint(tmp_path / "out")
-    assert checkpoint.contents == "backbone" and "predict.py" not in summary
+    assert checkpoint.contents == "backbone" and "fasseg predict" not in summary
     assert_same(checkpoint.variables, convert_backbone(backbone, config.model))
     with pytest.raises(ValueError, match="R-50.pkl: holds only a backbone, .* --new_class_head"):
         convert(config, str(tmp_path / "R-50.pkl"), str(tmp_path / "other"), new_class_head=True)

@@ -7,15 +7,18 @@ import pytest
 import torch
 import transformers
 from flax import traverse_util
+from PIL import Image
 from safetensors.numpy import load_file
 
 from fasseg_jax.config import load_config
 from fasseg_jax.data.classes import load_classes
+from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.weights.checkpoint import load_checkpoint, save_checkpoint
 from fasseg_jax.weights.convert import convert
 from fasseg_jax.weights.hugging_face import read_hugging_face, write_hugging_face
-from tests.helpers.tiny import tiny_config
+from fasseg_jax.weights.model_card import TRANSFORMERS_CODE
+from tests.helpers.tiny import photo, tiny_config
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -327,3 +330,30 @@ def test_only_a_model_of_the_same_kind_is_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match="holds something other than a Mask2Former"):
         write_hugging_face(folder, config, variables, classes, overwrite=True)
     assert (folder / "thesis.txt").read_text() == "dear"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_the_code_of_the_model_card_gives_the_labels_of_this_package(backbone, tmp_path, monkeypatch):
+    config, variables = tiny_mask2former(backbone)
+    decoder = variables["params"]["decoder"]  # several classes in a photo
+    decoder["class_embed"]["kernel"] *= 12
+    decoder["mask_embed_2"]["kernel"] *= 30
+    config.inference.update(short_side=64, max_long_side=100)
+    write_hugging_face(tmp_path / "model", config, variables, load_classes("cityscapes"))
+    segmenter = Segmenter(config, variables)
+    monkeypatch.chdir(tmp_path)
+    found = set()
+    for height, width in ((75, 100), (97, 61), (20, 90)):
+        image = photo(height, width)
+        Image.fromarray(image).save(tmp_path / "photo.jpg", "png")  # without loss
+        names = {"name": str(tmp_path / "model")}
+        exec(TRANSFORMERS_CODE, names)
+        expected = segmenter(image).labels
+        # Float32 rounds differently in the two programs: where two classes are almost equal, either may win.
+        scores = torch.nn.functional.interpolate(names["scores"], (height, width), mode="bilinear")[0].detach()
+        lead = scores.max(0).values - scores.gather(0, torch.tensor(expected[None].astype(int)))[0]
+        assert lead.max() < 1e-3, (height, width)
+        assert np.mean(names["labels"].numpy() != expected) < 0.05, (height, width)
+        found |= set(np.unique(expected))
+    assert len(found) > 1

@@ -54,6 +54,7 @@ class PreparedSource:
         self.classes = classes
         self.file_ids = file_ids
         self.problems: tuple[str, ...] = ()
+        self.fingerprint = ""  # what was prepared stays as it is
         self._label_orientation = prepared.get("label_orientation", label_orientation)
         self._examples = builder.as_data_source(split, decoders=as_stored)
         self._version = f"{root} {split} {file_version(root / 'dataset_info.json')}"

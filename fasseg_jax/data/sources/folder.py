@@ -1,32 +1,28 @@
 """Data sets in folders of image files: your own, or ADE20K."""
 
 import dataclasses
+import hashlib
+import os
 import unicodedata
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from fasseg_jax.data.classes import (
-    ClassTable,
-    DataError,
-    check_class_name,
-    excerpt,
-    is_number,
-    load_classes,
-    read_table_text,
-)
+from fasseg_jax.data.classes import ClassTable, DataError
+from fasseg_jax.data.folder_layout import LayoutError, find_layout
+from fasseg_jax.data.folder_splits import SplitRules, Splits, split_photos
 from fasseg_jax.data.images import list_photos
 from fasseg_jax.data.labels import (
-    LABEL_EXTENSIONS,
     LABEL_ORIENTATIONS,
     decode_labels,
     decode_sample,
     file_ids,
     label_table,
     map_labels,
+    read_file,
 )
 from fasseg_jax.data.samples import Sample
-from fasseg_jax.runtime.files import Path, require_regular_file
+from fasseg_jax.runtime.files import Path
 
 __all__ = [
     "FolderSource",
@@ -34,7 +30,7 @@ __all__ = [
     "data_root",
     "file_version",
     "files_by_name",
-    "folder_classes",
+    "find_splits",
     "open_folder",
     "pair_files",
 ]
@@ -86,6 +82,7 @@ class FolderSource:
         self.classes = classes
         self.file_ids = file_ids
         self.problems = pairing.problems
+        self.fingerprint = _fingerprint(pairing.pairs)
         self._pairs = pairing.pairs
         self._table = table
 
@@ -102,16 +99,16 @@ class FolderSource:
     def read(self, index: int) -> tuple[bytes, np.ndarray, str, str]:
         """The photo's file as bytes, the labels as training ids, and the names of both files."""
         photo, label_map = self._pairs[index]
-        ids = decode_labels(_read(label_map), str(label_map), stored=self.label_orientation == "stored")
+        ids = decode_labels(read_file(label_map), str(label_map), stored=self.label_orientation == "stored")
         labels = map_labels(ids, self._table, str(label_map))
-        return _read(photo), labels, str(photo), str(label_map)
+        return read_file(photo), labels, str(photo), str(label_map)
 
 
 def open_folder(data: ConfigDict, split: str, classes: ClassTable) -> FolderSource:
     """Open a split of your own folder, or of ADE20K (the folder `ADEChallengeData2016`).
 
     images/SPLIT/NAME.jpg (or .png, or any other format that Pillow reads) belongs to annotations/SPLIT/NAME.png (or
-    .tif, .bmp, .gif). Both folders may have subfolders.
+    .tif, .bmp, .gif). `find_layout` says which other layouts there may be, `split_photos` what happens without splits.
 
     Args:
       data: `config.data`.
@@ -119,29 +116,25 @@ def open_folder(data: ConfigDict, split: str, classes: ClassTable) -> FolderSour
       classes: of the data.
 
     Raises:
-      DataError: a folder is missing or holds no such files, or `data.ignore_label` is the id of a class.
+      DataError: no photos with label maps are found, or `data.ignore_label` is the id of a class.
     """
-    root = data_root(data)
-    photos, _ = files_by_name(root / "images" / split, "")
-    label_maps = _label_maps(root / "annotations" / split)
+    splits = find_splits(data)
+    if not splits.pairs[split] and not splits.problems[split]:  # to evaluate, validation photos are enough
+        raise LayoutError(f"{data.root} holds no {split} photos with label maps")
+    pairs = tuple((pair.photo, pair.label_map) for pair in splits.pairs[split])
     table = label_table(len(classes), data.ignore_label, data.reduce_zero_label)
-    return FolderSource(pair_files(photos, label_maps), classes, table, file_ids(data, classes), data.label_orientation)
+    pairing = Pairing(pairs, splits.problems[split])
+    return FolderSource(pairing, classes, table, file_ids(data, classes), data.label_orientation)
 
 
-def _label_maps(folder: Path) -> NamedFiles:
-    """The label maps of a folder; where several have the same name, only the one of the preferred extension."""
-    files, _ = files_by_name(folder, "")
-    names: dict[str, dict[str, Path]] = {}
-    for name, path in files:
-        names.setdefault(name, {})[path.suffix.lower()] = path
-    found = [
-        (name, paths[min(known, key=LABEL_EXTENSIONS.index)])
-        for name, paths in names.items()
-        if (known := paths.keys() & set(LABEL_EXTENSIONS))
-    ]
-    if not found:
-        raise DataError(f"{folder} holds no label maps called *.png, *.tif, *.bmp or *.gif")
-    return found
+def find_splits(data: ConfigDict) -> Splits:
+    """Find the photos of both splits in the folder `data.root`.
+
+    Raises:
+      DataError: see `find_layout` and `split_photos`.
+    """
+    ignored = {data.ignore_label, *({0} if data.reduce_zero_label else ())}
+    return split_photos(find_layout(data_root(data)), SplitRules(data.validation_share, data.group, frozenset(ignored)))
 
 
 def data_root(data: ConfigDict) -> Path:
@@ -149,41 +142,6 @@ def data_root(data: ConfigDict) -> Path:
     if not data.root:
         raise DataError("config.data.root is empty: set --config.data.root=FOLDER, the folder of the data")
     return Path(data.root).expanduser()
-
-
-def folder_classes(root: Path) -> ClassTable:
-    """Read the classes of your own data: `classes.csv` (see `load_classes`) or `classes.txt` in its folder.
-
-    Each line of `classes.txt` is "id name R G B". Ids run from 0 without gaps (after `reduce_zero_label`), the name may
-    hold spaces, and colors are 0 to 255.
-
-    Raises:
-      DataError: neither file is there, or a line is wrong; the message names it.
-    """
-    if (root / "classes.csv").exists():
-        return load_classes(str(root / "classes.csv"))
-    file = root / "classes.txt"
-    if not file.exists():
-        raise DataError(
-            f"{root} has no classes.csv or classes.txt: write classes.txt, with a line 'id name R G B' for each class, "
-            "or set config.data.dataset to a class table"
-        )
-    names: list[str] = []
-    palette: list[list[int]] = []
-    for number, line in enumerate(read_table_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
-        class_id, *name, red, green, blue = line.split() if len(line.split()) >= 5 else ["", "", "", "", ""]
-        color = [int(text) for text in (red, green, blue) if is_number(text, largest=255)]
-        if class_id != str(len(names)) or len(color) != 3:
-            expected = f"'{len(names)} NAME R G B' (0 to 255)"
-            raise DataError(f"{file}, line {number}: expected {expected}, got {excerpt(line)}")
-        names.append(" ".join(name))
-        check_class_name(names[-1], f"{file}, line {number}")
-        palette.append(color)
-    if not names:
-        raise DataError(f"{file}: holds no classes")
-    return ClassTable(tuple(names), np.array(palette, np.uint8))
 
 
 def files_by_name(folder: Path, *endings: str) -> tuple[NamedFiles, str]:
@@ -235,9 +193,10 @@ def file_version(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _read(path: Path) -> bytes:
-    try:
-        require_regular_file(path)
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+def _fingerprint(pairs: tuple[tuple[Path, Path], ...]) -> str:
+    """A hash of the files' paths below the folder that holds them all, so that it is the same on other machines."""
+    if not pairs:
+        return ""
+    folder = os.path.commonpath([path.parent for pair in pairs for path in pair])
+    names = "\n".join(os.path.relpath(path, folder) for pair in pairs for path in pair)
+    return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:16]

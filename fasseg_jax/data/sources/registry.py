@@ -5,14 +5,16 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import check_section
+from fasseg_jax.data.class_files import CLASS_FILES, class_file, folder_classes
 from fasseg_jax.data.classes import ClassTable, DataError, check_num_classes, load_classes
 from fasseg_jax.data.samples import SPLITS, Source
 from fasseg_jax.data.sources.array_record import open_prepared
 from fasseg_jax.data.sources.cityscapes import open_cityscapes
-from fasseg_jax.data.sources.folder import data_root, folder_classes, open_folder
+from fasseg_jax.data.sources.folder import data_root, find_splits, open_folder
 from fasseg_jax.data.sources.shapes import open_shapes
+from fasseg_jax.runtime.files import Path
 
-__all__ = ["SOURCES", "data_classes", "find_source", "open_source"]
+__all__ = ["SOURCES", "data_classes", "describe_data", "find_source", "open_source"]
 
 # `config.data.source` -> the function that opens a split, from `config.data`, the split and the classes. A new kind of
 # source is a file with such a function, and a line here.
@@ -38,7 +40,7 @@ def open_source(config: ConfigDict, split: str) -> Source:
     source = find_source(config.data, split)
     if source.problems:
         more = f", and {len(source.problems) - 1} more such problems" if len(source.problems) > 1 else ""
-        raise DataError(f"{source.problems[0]}{more}; `train.py --check` lists all")
+        raise DataError(f"{source.problems[0]}{more}; `fasseg check` lists all")
     check_num_classes(source.classes, config.model.num_classes)
     return source
 
@@ -70,4 +72,34 @@ def data_classes(data: ConfigDict) -> ClassTable:
     """
     if data.dataset:
         return load_classes(data.dataset)
-    return folder_classes(data_root(data))
+    return folder_classes(data_root(data), data.ignore_label, data.reduce_zero_label)
+
+
+def describe_data(data: ConfigDict) -> list[str]:
+    """What was found in a folder and decided about it, a line each; nothing for other sources.
+
+    Args:
+      data: `config.data`.
+
+    Raises:
+      DataError: see `find_source` and `data_classes`.
+    """
+    if data.source != "folder":
+        return []
+    lines = [find_splits(data).description]
+    root = data_root(data)
+    if not data.dataset and class_file(root) is None:
+        count = len(data_classes(data))
+        ids = f"class 0 to class {count - 1}" if count > 1 else "class 0"
+        lines.append(
+            f"{root} has no file of classes: the ids of its label maps are called {ids}. To name them, {_naming(root)}"
+        )
+    return lines
+
+
+def _naming(root: Path) -> str:
+    """What to do for names of classes."""
+    below = [file for name in CLASS_FILES for file in sorted(root.glob(f"*/{name}"))]
+    if below:
+        return f"copy {below[0]} to {root}, or name the folder {below[0].parent}"
+    return f"write names into {root / CLASS_FILES[1]}, one a line"

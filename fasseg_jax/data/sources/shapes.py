@@ -28,6 +28,7 @@ class ShapesSource:
         self.classes = classes
         self.file_ids = np.arange(len(classes))
         self.problems: tuple[str, ...] = ()
+        self.fingerprint = ""  # the fields of the configuration decide everything
         self._split = split
         self._length = length
         self._size = size

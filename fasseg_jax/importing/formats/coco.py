@@ -8,16 +8,8 @@ from typing import Any
 import numpy as np
 
 from fasseg_jax.data.classes import DataError
-from fasseg_jax.importing.annotations import (
-    Annotations,
-    Format,
-    ImportOptions,
-    Item,
-    Shape,
-    clean_name,
-    load_library,
-    split_of,
-)
+from fasseg_jax.data.folder_words import split_of
+from fasseg_jax.importing.annotations import Annotations, Format, ImportOptions, Item, Shape, clean_name, load_library
 from fasseg_jax.importing.json_files import as_id, as_size, field, looks_like_json, read_json, read_ring
 from fasseg_jax.importing.photos import PhotoIndex, files_of, output_name, split_in
 from fasseg_jax.runtime.files import Path

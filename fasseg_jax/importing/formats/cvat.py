@@ -11,17 +11,9 @@ from typing import Any
 import numpy as np
 
 from fasseg_jax.data.classes import DataError, is_number
+from fasseg_jax.data.folder_words import split_of
 from fasseg_jax.data.images import MAX_PIXELS
-from fasseg_jax.importing.annotations import (
-    Annotations,
-    Format,
-    ImportOptions,
-    Item,
-    Shape,
-    clean_name,
-    load_library,
-    split_of,
-)
+from fasseg_jax.importing.annotations import Annotations, Format, ImportOptions, Item, Shape, clean_name, load_library
 from fasseg_jax.importing.photos import PhotoIndex, files_of, output_name, split_in
 from fasseg_jax.runtime.files import Path, require_regular_file
 

@@ -12,18 +12,10 @@ from typing import Any
 import numpy as np
 
 from fasseg_jax.data.classes import DataError
+from fasseg_jax.data.folder_words import split_of
 from fasseg_jax.data.labels import count_labels, decode_labels
 from fasseg_jax.data.sources.folder import file_version
-from fasseg_jax.importing.annotations import (
-    IGNORED,
-    Annotations,
-    Format,
-    ImportOptions,
-    Item,
-    clean_name,
-    load_library,
-    split_of,
-)
+from fasseg_jax.importing.annotations import IGNORED, Annotations, Format, ImportOptions, Item, clean_name, load_library
 from fasseg_jax.importing.json_files import read_json
 from fasseg_jax.importing.photos import files_of
 from fasseg_jax.runtime.files import Path, require_regular_file

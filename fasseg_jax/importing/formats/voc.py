@@ -9,10 +9,11 @@ from collections import defaultdict
 import numpy as np
 
 from fasseg_jax.data.classes import DataError, read_table_text
+from fasseg_jax.data.folder_words import split_of
 from fasseg_jax.data.images import PHOTO_EXTENSIONS, list_photos, open_image, reason
 from fasseg_jax.data.labels import decode_labels
 from fasseg_jax.data.sources.folder import file_version
-from fasseg_jax.importing.annotations import IGNORED, Annotations, Format, ImportOptions, Item, split_of
+from fasseg_jax.importing.annotations import IGNORED, Annotations, Format, ImportOptions, Item
 from fasseg_jax.importing.class_lists import read_class_list
 from fasseg_jax.importing.mask_files import IGNORED_NAMES, map_colors, read_rgb
 from fasseg_jax.runtime.files import Path, list_files, require_regular_file

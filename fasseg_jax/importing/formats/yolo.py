@@ -5,17 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from fasseg_jax.data.class_files import read_yaml, yaml_names
 from fasseg_jax.data.classes import DataError, read_table_text
-from fasseg_jax.importing.annotations import (
-    Annotations,
-    Format,
-    ImportOptions,
-    Item,
-    Shape,
-    clean_name,
-    load_library,
-    split_of,
-)
+from fasseg_jax.data.folder_words import split_of
+from fasseg_jax.importing.annotations import Annotations, Format, ImportOptions, Item, Shape
 from fasseg_jax.importing.photos import PhotoIndex, output_name
 from fasseg_jax.runtime.files import Path, list_files
 
@@ -33,18 +26,10 @@ def recognize(source: Path) -> bool:
 def _find_yaml(source: Path) -> tuple[Path, dict[str, Any]] | None:
     files = list_files(source) if source.is_dir() else [source]
     for file in [file for file in files if file.suffix.lower() in (".yaml", ".yml")][:10]:
-        content = _read_yaml(file)
+        content = read_yaml(file)
         if isinstance(content, dict) and "names" in content and any(split_of(str(key)) for key in content):
             return file, content
     return None
-
-
-def _read_yaml(file: Path) -> Any:
-    library = load_library("yaml")
-    try:
-        return library.safe_load(read_table_text(file))
-    except (library.YAMLError, RecursionError, ValueError) as error:
-        raise DataError(f"{file}: is no YAML ({' '.join(str(error).split())[:200]}); correct it") from error
 
 
 def read(source: Path, options: ImportOptions) -> Annotations:
@@ -53,7 +38,7 @@ def read(source: Path, options: ImportOptions) -> Annotations:
     if found is None:
         raise DataError(f"{source}: holds no data.yaml with names and train; YOLO's class names are in it")
     file, content = found
-    classes = _classes(content["names"], file)
+    classes = yaml_names(content["names"], file)
     items: list[Item] = []
     problems: list[str] = []
     notes: list[str] = []
@@ -74,16 +59,6 @@ def read(source: Path, options: ImportOptions) -> Annotations:
                     problems.append(str(error))
     problems += _without_photo(items)
     return Annotations(tuple(items), classes, problems=tuple(problems), notes=tuple(notes))
-
-
-def _classes(names: Any, file: Path) -> tuple[str, ...]:
-    if isinstance(names, dict):
-        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-            raise DataError(f"{file}: the ids of names must run from 0 without gaps")
-        names = [names[key] for key in sorted(names, key=int)]
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{file}: names must list the classes")
-    return tuple(map(clean_name, names))
 
 
 def _photos(file: Path, base: Any, entry: str) -> tuple[list[Path], Path]:
