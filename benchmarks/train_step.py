@@ -10,16 +10,15 @@ the steps, and once over the whole process, compilation included. The processes 
 of them computes at a time. Programs are compiled without a cache. Prints a table, and writes JSON with --output.
 """
 
-import ctypes
-import gc
 import json
 import multiprocessing
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from absl import app, flags
+from example_batch import example_batch
+from process_memory import peak_mb, restart_peak
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +29,6 @@ SUBJECTS = {
     "FASeg Swin-T": "configs/ade20k.py:swin_t",
     THEIRS: None,
 }
-NUM_CLASSES = 150
 WITH_FROZEN_BACKBONE = ", frozen"
 
 SIZE = flags.DEFINE_integer("size", 256, "Side of the square images, a multiple of 64.")
@@ -41,20 +39,6 @@ FROZEN = flags.DEFINE_boolean("frozen", False, "Measure each recipe also with a 
 REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps of each subject, after one that is not timed.")
 ONLY = flags.DEFINE_multi_enum("only", list(SUBJECTS), list(SUBJECTS), "Subjects; may be repeated.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
-
-
-def example_batch(size: int, batch: int, num_targets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (B, H, W, 3) uint8, labels (B, H, W) uint8 of blocks of 32 x 32, and classes (B, targets) int32."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    classes = np.stack([np.sort(rng.choice(NUM_CLASSES, num_targets, replace=False)) for _ in range(batch)])
-    blocks = (size // 32) ** 2
-    if num_targets > blocks:
-        raise ValueError(f"--targets is {num_targets}, but an image of side {size} has only {blocks} blocks")
-    labels = [
-        np.kron(rng.permutation(np.resize(own, blocks)).reshape(size // 32, -1), np.ones((32, 32))) for own in classes
-    ]
-    return images, np.stack(labels).astype(np.uint8), classes.astype(np.int32)
 
 
 def our_step(recipe: str, images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
@@ -115,7 +99,7 @@ def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, 
         drop_path_rate=0.3,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    config = Mask2FormerConfig(backbone_config=backbone, num_labels=NUM_CLASSES, num_queries=100)
+    config = Mask2FormerConfig(backbone_config=backbone, num_labels=150, num_queries=100)
     model = Mask2FormerForUniversalSegmentation(config).train()
     normalized = (images - np.float32((123.675, 116.28, 103.53))) / np.float32((58.395, 57.12, 57.375))
     pixels = torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())  # JAX stays out of this process
@@ -135,19 +119,6 @@ def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, 
         return loss.item()
 
     return step, {}
-
-
-def peak_mb() -> float:
-    """Peak memory of this process, since the last `restart_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def restart_peak() -> None:
-    """Let the kernel measure the peak again, without the memory that compilation has freed."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def serve(connection, recipe: str | None, batch: tuple[np.ndarray, ...]) -> None:

@@ -1,85 +1,173 @@
-"""Measure every recipe for docs/choosing.md: parameters, multiply-adds, time and memory of a forward pass.
+"""Measure the recipes of configs/ade20k.py for docs/choosing.md: parameters, multiply-adds, time and memory.
 
-    python scripts/measure_models.py
+    python scripts/measure_models.py --jobs 12
 
-It writes scripts/models.json, which docs/hooks/models.py shows. Recipes that the file has already are not measured
-again, so an interrupted run goes on; for another machine, remove the file. Each recipe runs in a process of its own, by
-benchmarks/forward.py, with one image of 512x512 in float32. It takes half a minute a recipe.
+It writes scripts/models.json, which docs/hooks/models.py shows. First it compiles programs side by side, then it times
+one after the other; each has a process of its own, benchmarks/model_program.py. What a folder or the file has already
+is not done again, so an interrupted run goes on. The most important recipes come first, and --deadline_s ends both
+parts early. For another machine, name another folder and file.
 """
 
+import concurrent.futures
 import importlib.util
 import json
 import os
-import platform
+import re
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "scripts" / "models.json"
-SIZE = "512x512"
+FIRST = ("dinov3_l", "dinov2_b", "dinov3_s", "r50", "swin_l", "convnext_t", "swin_t", "dinov3_b", "convnext_l")
+FROZEN = ("dinov3_l", "dinov2_b", "dinov3_s")
 
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed runs of each recipe.", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", 1, "Programs that are compiled at once.", lower_bound=1)
+READY = flags.DEFINE_integer("ready", 3, "Programs that are loaded at once; one of them runs.", lower_bound=1)
+DEADLINE = flags.DEFINE_float("deadline_s", None, "Seconds after which no program is begun, in all.")
+COMPILE = flags.DEFINE_float("compile_s", None, "Seconds after which no compilation is begun.")
+LIMIT = flags.DEFINE_float("limit_s", 900, "Seconds after which a program's process is ended.")
+COMPILE_ONLY = flags.DEFINE_boolean("compile_only", False, "Compile, and measure in another run.")
+RECIPES = flags.DEFINE_list("recipes", None, "Variants of configs/ade20k.py, in place of all.")
+PROGRAMS = flags.DEFINE_list("programs", None, "Programs such as forward_1, train_8, frozen_8, in place of all.")
+SIDE = flags.DEFINE_integer("side", 512, "Side of the square images.")
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Dtype of the computation.")
+FOLDER = flags.DEFINE_string("folder", str(ROOT / "out" / "programs"), "Folder for compiled programs.")
+OUTPUT = flags.DEFINE_string("output", str(ROOT / "scripts" / "models.json"), "File of the figures.")
 
 
 def recipes() -> list[str]:
-    """FILE:VARIANT of the recipes for public data sets, FASeg's and the published ones of Mask2Former."""
+    """The variants of configs/ade20k.py, and those of Mask2Former that are published; the most important first."""
+    spec = importlib.util.spec_from_file_location("ade20k", ROOT / "configs" / "ade20k.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     published = json.loads((ROOT / "scripts" / "published.json").read_text("utf-8"))
-    found = []
-    for name in ("ade20k", "cityscapes"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found += [f"{name}:{variant}" for variant in module.BACKBONES]
-    return [*found, *(name for name in published if "mask2former" in name)]
+    found = [*module.BACKBONES]
+    found += [name.removeprefix("ade20k:") for name in published if name.startswith("ade20k:mask2former")]
+    return sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
-def measure(recipe: str) -> dict[str, Any]:
-    """The figures of one recipe."""
-    name, _, variant = recipe.partition(":")
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "forward.json")
-        command = [sys.executable, ROOT / "benchmarks" / "forward.py", f"--contenders=configs/{name}.py:{variant}"]
-        command += [f"--size={SIZE}", f"--rounds={ROUNDS.value}", f"--output={output}"]
-        subprocess.run(list(map(str, command)), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        (result,) = json.loads(output.read_text("utf-8"))["results"]
-    return {
-        "parameters": result["parameters"],
-        "multiply_adds": result["flop"] // 2,
-        "seconds": round(result["median_s"], 3),
-        "slowest": round(result["max_s"], 3),
-        "peak_mb": round(result["peak_running_mb"]),
-    }
+def programs() -> list[tuple[str, str]]:
+    """(recipe, program) of all that is asked for, the most important first."""
+    chosen = RECIPES.value or recipes()
+    if unknown := set(chosen) - set(recipes()):
+        raise app.UsageError(f"--recipes: {', '.join(sorted(unknown))} is none of {', '.join(recipes())}")
+    if PROGRAMS.value:
+        return [(recipe, program) for recipe in chosen for program in PROGRAMS.value]
+    first, others = ([name for name in chosen if (name in FIRST) == first] for first in (True, False))
+    frozen = [name for name in chosen if name in FROZEN]
+    order = (
+        ("forward_1", first[:1]),
+        ("train_8", first),
+        ("frozen_8", frozen),
+        ("forward_8", first),
+        ("forward_1", first),
+    )
+    order += (("train_8", others), ("forward_1", others), ("forward_8", others))
+    return list(dict.fromkeys((recipe, program) for program, names in order for recipe in names))
 
 
-def machine() -> str:
-    """This machine in words."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {names[0] if names else platform.machine()}, jax {jax.__version__}"
+class Figures:
+    """The file of the figures, written after each program."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.content: dict[str, Any] = {"models": {}}
+        self.lock = threading.Lock()
+        if file.exists():
+            self.content = json.loads(file.read_text("utf-8"))
+
+    def has(self, recipe: str, program: str) -> bool:
+        """Whether the program has been measured."""
+        return program in self.content["models"].get(f"ade20k:{recipe}", {}).get("programs", {})
+
+    def add(self, recipe: str, program: str, result: dict[str, Any]) -> None:
+        """Write the result of a program. The figures of all programs are of one machine, size and dtype."""
+        with self.lock:
+            machine = {"device": result.pop("device"), "jax": result.pop("jax")}
+            machine |= {"side": SIDE.value, "dtype": DTYPE.value}
+            if self.content.setdefault("machine", machine) != machine:
+                raise SystemExit(f"{self.file} is of {self.content['machine']}, and this is {machine}")
+            model = self.content["models"].setdefault(f"ade20k:{recipe}", {"programs": {}})
+            for name in {"parameters", "multiply_adds"} & result.keys():
+                model[name] = result.pop(name)
+            model["programs"][program] = result
+            partial = self.file.with_suffix(".partial")
+            partial.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
+            partial.replace(self.file)
+
+
+def work(recipe: str, program: str, compile_only: bool, until: float) -> dict[str, Any] | None:
+    """What a program's process printed last; None, and a line that says why, if it failed or is too late to begin."""
+    begin = time.monotonic()
+    if begin > until:
+        return None
+    command = [sys.executable, str(ROOT / "benchmarks" / "model_program.py"), f"--recipe=configs/ade20k.py:{recipe}"]
+    command += [f"--program={program}", f"--side={SIDE.value}", f"--dtype={DTYPE.value}", f"--folder={FOLDER.value}"]
+    command += ["--compile_only"] if compile_only else []
+    memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    what = f"{'compile' if compile_only else 'measure'} {recipe} {program}"
+    try:
+        # Several processes share a GPU while they compile, and none may take all of its memory.
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | memory, capture_output=True, text=True, timeout=LIMIT.value
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{what}: not done after {LIMIT.value:.0f} s", flush=True)
+        return None
+    seconds = time.monotonic() - begin
+    if done.returncode:
+        log = Path(FOLDER.value, re.sub(r"\W", "_", what) + ".log")
+        log.write_text(done.stdout + done.stderr, "utf-8")
+        last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+        print(f"{what}: failed after {seconds:.0f} s: {last[:300]} ({log})", flush=True)
+        return None
+    line = done.stdout.strip().splitlines()[-1]
+    print(f"{what}, {seconds:.0f} s: {line}", flush=True)
+    return json.loads(line)
 
 
 def main(_: list[str]) -> None:
-    """Measure what is missing, and write the file after each recipe."""
-    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"models": {}}
-    results |= {"machine": results.get("machine", machine()), "size": SIZE}
-    if results["machine"] != machine():
-        raise SystemExit(f"{RESULTS} is of another machine ({results['machine']}); remove it to measure here")
-    for recipe in recipes():
-        if recipe not in results["models"]:
-            results["models"][recipe] = measure(recipe)
-            print(recipe, results["models"][recipe], flush=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    """Compile what is missing, then measure what is compiled."""
+    begin, forever = time.monotonic(), float("inf")
+    until = begin + (DEADLINE.value or forever)
+    folder, figures = Path(FOLDER.value), Figures(Path(OUTPUT.value))
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [entry for entry in programs() if not figures.has(*entry)]
+
+    outcomes: list[bool] = []
+
+    def compile_one(entry: tuple[str, str]) -> None:
+        if len(outcomes) >= 3 and not any(outcomes):
+            return  # it cannot work here
+        outcomes.append(work(*entry, True, compile_until) is not None)
+
+    def is_compiled(recipe: str, program: str) -> bool:
+        pattern = f"configs_ade20k_py_{recipe}-{program}-{SIDE.value}-{DTYPE.value}.program"
+        return (folder / pattern).exists()
+
+    compile_until = min(until, begin + (COMPILE.value or forever))
+    with concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
+        missing = [entry for entry in wanted if not is_compiled(*entry)]
+        list(pool.map(compile_one, missing))
+    print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
+    if COMPILE_ONLY.value:
+        return
+
+    def measure(entry: tuple[str, str]) -> None:
+        if result := work(*entry, False, until):
+            figures.add(*entry, result)
+
+    with concurrent.futures.ThreadPoolExecutor(READY.value) as pool:
+        list(pool.map(measure, filter(lambda entry: is_compiled(*entry), wanted)))
+    left = [" ".join(entry) for entry in wanted if not figures.has(*entry)]
+    print(f"done after {time.monotonic() - begin:.0f} s; not measured: {', '.join(left) or 'nothing'}", flush=True)
+    sys.exit(bool(left))
 
 
 if __name__ == "__main__":
