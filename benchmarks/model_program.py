@@ -19,6 +19,7 @@ import re
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ TARGETS = 8  # classes in a training image
 OFFSET = 4.0  # standard deviation of the sampling offsets in pixels, as in tpu_compile.py
 
 
-def lower(recipe: str, program: str) -> tuple[jax.stages.Lowered, dict[str, int]]:
+def lower(recipe: str, program: str) -> tuple[jax.stages.Lowered, dict[str, Any]]:
     """The lowered program, and what its trace says: parameters and multiply-adds of one image for a forward pass."""
     config, (kind, batch) = load_config(recipe), program.split("_")
     config.model.dtype = DTYPE.value
@@ -63,7 +64,7 @@ def lower(recipe: str, program: str) -> tuple[jax.stages.Lowered, dict[str, int]
     return traced.lower(), {"parameters": parameters, "multiply_adds": multiply_adds}
 
 
-def compile_program(recipe: str, program: str) -> tuple[jax.stages.Compiled, dict]:
+def compile_program(recipe: str, program: str) -> tuple[jax.stages.Compiled, dict[str, Any]]:
     """The compiled program, and the facts about it."""
     begin = time.perf_counter()
     lowered, facts = lower(recipe, program)
@@ -71,6 +72,7 @@ def compile_program(recipe: str, program: str) -> tuple[jax.stages.Compiled, dic
     compiled = lowered.compile()
     seconds = time.perf_counter() - lowered_at
     memory = compiled.memory_analysis()
+    assert memory is not None, "XLA reports the memory of a program on every platform of the project"
     live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     first, *_ = lowered.args_info[0]  # the training state, or the network's variables
     leaves, _ = jax.tree_util.tree_flatten_with_path(first)
@@ -85,7 +87,7 @@ def compile_program(recipe: str, program: str) -> tuple[jax.stages.Compiled, dic
     return compiled, facts
 
 
-def save_program(compiled: jax.stages.Compiled, facts: dict, file: Path) -> None:
+def save_program(compiled: jax.stages.Compiled, facts: dict[str, Any], file: Path) -> None:
     """Write a program, and its facts beside it."""
     saved, _, _ = serialize_executable.serialize(compiled)
     file.with_suffix(".json").write_text(json.dumps(facts), "utf-8")
@@ -99,7 +101,7 @@ def program_file(recipe: str, program: str, folder: Path) -> Path:
     return folder / (re.sub(r"\W+", "_", recipe) + f"-{program}-{SIDE.value}-{DTYPE.value}.program")
 
 
-def load_program(file: Path) -> tuple[jax.stages.Compiled, dict]:
+def load_program(file: Path) -> tuple[jax.stages.Compiled, dict[str, Any]]:
     """A program from `save_program`, which takes and returns its arrays one by one."""
     facts = json.loads(file.with_suffix(".json").read_text("utf-8"))
     arguments = jax.tree.structure(((0,) * facts["inputs"], {}))
@@ -139,14 +141,14 @@ def turn(folder: Path):
         yield
 
 
-def measure(recipe: str, program: str, folder: Path) -> dict:
+def measure(recipe: str, program: str, folder: Path) -> dict[str, Any]:
     """Time and peak memory of a program, and the facts about it."""
     file = program_file(recipe, program, folder)
     if not file.exists():  # the peak would be that of compiling
         raise SystemExit(f"{file} is missing; compile the program first, with --compile_only")
     run, facts = load_program(file)
     noise = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
-    host = [variable(*entry, noise) for entry in facts["variables"]]
+    host = [variable(name, shape, dtype, noise) for name, shape, dtype in facts["variables"]]
     host += example_inputs(program, load_config(recipe).data.max_targets)
     carried = 0 if program.startswith("forward") else len(facts["variables"])  # the state, which a step returns
     device, seconds = jax.devices()[0], []

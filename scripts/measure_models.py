@@ -61,14 +61,8 @@ def programs() -> list[tuple[str, str]]:
         return [(recipe, program) for recipe in chosen for program in PROGRAMS.value]
     first, others = ([name for name in chosen if (name in FIRST) == first] for first in (True, False))
     frozen = [name for name in chosen if name in FROZEN]
-    order = (
-        ("forward_1", first[:1]),
-        ("train_8", first),
-        ("frozen_8", frozen),
-        ("forward_8", first),
-        ("forward_1", first),
-    )
-    order += (("train_8", others), ("forward_1", others), ("forward_8", others))
+    order = [("forward_1", first[:1]), ("train_8", first), ("frozen_8", frozen), ("forward_8", first)]
+    order += [("forward_1", first), ("train_8", others), ("forward_1", others), ("forward_8", others)]
     return list(dict.fromkeys((recipe, program) for program, names in order for recipe in names))
 
 
@@ -81,6 +75,11 @@ class Figures:
         self.lock = threading.Lock()
         if file.exists():
             self.content = json.loads(file.read_text("utf-8"))
+            known = self.content["machine"]
+            if (known["side"], known["dtype"]) != (SIDE.value, DTYPE.value):
+                raise SystemExit(
+                    f"{file} is of side {known['side']} in {known['dtype']}; name another file by --output"
+                )
 
     def has(self, recipe: str, program: str) -> bool:
         """Whether the program has been measured."""
@@ -92,7 +91,9 @@ class Figures:
             machine = {"device": result.pop("device"), "jax": result.pop("jax")}
             machine |= {"side": SIDE.value, "dtype": DTYPE.value}
             if self.content.setdefault("machine", machine) != machine:
-                raise SystemExit(f"{self.file} is of {self.content['machine']}, and this is {machine}")
+                raise SystemExit(
+                    f"{self.file} is of {self.content['machine']}, not of {machine}; name another by --output"
+                )
             model = self.content["models"].setdefault(f"ade20k:{recipe}", {"programs": {}})
             for name in {"parameters", "multiply_adds"} & result.keys():
                 model[name] = result.pop(name)
