@@ -1,12 +1,15 @@
-"""scripts/: from weights to the published number."""
+"""scripts/: from weights to the published number, figures of models, and the whole path of a recipe."""
 
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fasseg_jax.config import load_config
 from fasseg_jax.models.fasseg import build_model
+from fasseg_jax.summary.summary import summarize
 from fasseg_jax.weights.state_dict import to_state_dict
 from fasseg_jax.weights.torch_files import write_state_dict
 from tests.helpers import ROOT, error_lines
@@ -95,3 +98,52 @@ def test_mistakes_are_one_line(downloaded, tmp_path):
     assert first[0] == 1, first
     for (arguments, words), (status, _, errors) in zip(mistakes, others, strict=True):
         assert status == 2 and len(errors) == 1 and words in errors[0], (arguments, errors)
+
+
+# Figures of models
+
+
+def measure(tmp_path, *flags):
+    """(exit status, stdout, lines on stderr) of scripts/measure_models.py for R50."""
+    program = [str(SCRIPTS / "measure_models.py"), "--recipes=r50", "--programs=forward_1", "--dtype=float32"]
+    program += [f"--folder={tmp_path / 'programs'}", f"--output={tmp_path / 'models.json'}", *flags]
+    ((status, stdout, stderr),) = run_all([program], environment())
+    return status, stdout, error_lines(stderr)
+
+
+@pytest.mark.slow
+def test_models_are_measured_once(tmp_path):
+    """The figures are those of `fasseg summary`; a second run has nothing to do, and another size no place there."""
+    status, stdout, errors = measure(tmp_path, "--side=64")
+    assert status == 0 and not errors and "not measured: nothing" in stdout, (stdout, errors)
+    figures = json.loads((tmp_path / "models.json").read_text())
+    assert (figures["side"], figures["machine"]["dtype"]) == (64, "float32")
+    model = figures["models"]["ade20k:r50"]
+    summary = summarize(load_config("configs/ade20k.py:r50"), (64, 64))
+    assert (model["parameters"], model["multiply_adds"]) == (summary.parameters, summary.multiply_adds)
+    forward = model["programs"]["forward_1"]
+    assert 0 < forward["min_s"] <= forward["median_s"] <= forward["max_s"] and forward["peak_mb"] > 170  # the weights
+
+    status, stdout, _ = measure(tmp_path, "--side=64")
+    assert status == 0 and "measure r50" not in stdout and json.loads((tmp_path / "models.json").read_text()) == figures
+    status, _, errors = measure(tmp_path, "--side=128")
+    assert status == 1 and "is of side 64 in float32; name another file by --output" in errors[-1]
+
+
+# The whole path
+
+
+@pytest.mark.slow
+def test_whole_path(tmp_path):
+    """Train, kill, resume, evaluate, explain, export, convert and back, of a tiny recipe."""
+    recipe = RECIPE.replace(
+        "    return", "    config.train.update(steps=9, checkpoint_every=3, log_every=1)\n    return"
+    )
+    (tmp_path / "tiny.py").write_text(recipe)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    flags = {"config": tmp_path / "tiny.py", "photo": tmp_path / "photo.png", "workdir": tmp_path / "work"}
+    program = [str(SCRIPTS / "whole_path.py"), *(f"--{name}={value}" for name, value in flags.items())]
+    ((status, stdout, stderr),) = run_all([program], environment())
+    assert status == 0, (stdout, stderr)
+    assert "are equal after the round trip" in stdout and "the exported file gives the same labels" in stdout
