@@ -6,6 +6,10 @@ It writes scripts/models.json, which docs/hooks/models.py shows. First it compil
 one after the other; each has a process of its own, benchmarks/model_program.py. What a folder or the file has already
 is not done again, so an interrupted run goes on. The most important recipes come first, and --deadline_s ends both
 parts early. For another machine, name another folder and file.
+
+    python scripts/measure_models.py --count
+
+only counts parameters and multiply-adds, which are those of every machine.
 """
 
 import concurrent.futures
@@ -33,6 +37,7 @@ COMPILE = flags.DEFINE_float("compile_s", None, "Seconds after which no compilat
 LIMIT = flags.DEFINE_float("limit_s", 900, "Seconds after which a program's process is ended.")
 COMPILE_ONLY = flags.DEFINE_boolean("compile_only", False, "Compile, and measure in another run.")
 RECIPES = flags.DEFINE_list("recipes", None, "Variants of configs/ade20k.py, in place of all.")
+COUNT = flags.DEFINE_boolean("count", False, "Only count parameters and multiply-adds, and time nothing.")
 PROGRAMS = flags.DEFINE_list("programs", None, "Programs such as forward_1, train_8, frozen_8, in place of all.")
 SIDE = flags.DEFINE_integer("side", 512, "Side of the square images.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Dtype of the computation.")
@@ -52,11 +57,16 @@ def recipes() -> list[str]:
     return sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
+def chosen_recipes() -> list[str]:
+    """Those of --recipes, or all."""
+    if unknown := set(RECIPES.value or []) - set(recipes()):
+        raise app.UsageError(f"--recipes: {', '.join(sorted(unknown))} is none of {', '.join(recipes())}")
+    return RECIPES.value or recipes()
+
+
 def programs() -> list[tuple[str, str]]:
     """(recipe, program) of all that is asked for, the most important first."""
-    chosen = RECIPES.value or recipes()
-    if unknown := set(chosen) - set(recipes()):
-        raise app.UsageError(f"--recipes: {', '.join(sorted(unknown))} is none of {', '.join(recipes())}")
+    chosen = chosen_recipes()
     if PROGRAMS.value:
         return [(recipe, program) for recipe in chosen for program in PROGRAMS.value]
     first, others = ([name for name in chosen if (name in FIRST) == first] for first in (True, False))
@@ -89,7 +99,7 @@ class Figures:
         """Write the result of a program. The figures of all programs are of one machine, size and dtype."""
         with self.lock:
             machine = {"device": result.pop("device"), "jax": result.pop("jax")}
-            machine |= {"side": SIDE.value, "dtype": DTYPE.value}
+            machine["dtype"] = DTYPE.value
             if self.content.setdefault("machine", machine) != machine:
                 raise SystemExit(
                     f"{self.file} is of {self.content['machine']}, not of {machine}; name another by --output"
@@ -98,9 +108,39 @@ class Figures:
             for name in {"parameters", "multiply_adds"} & result.keys():
                 model[name] = result.pop(name)
             model["programs"][program] = result
-            partial = self.file.with_suffix(".partial")
-            partial.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
-            partial.replace(self.file)
+            self._write()
+
+    def add_counts(self, recipe: str, counts: dict[str, int]) -> None:
+        """Write a model's parameters and multiply-adds."""
+        with self.lock:
+            self.content["models"].setdefault(f"ade20k:{recipe}", {"programs": {}}).update(counts)
+            self._write()
+
+    def _write(self) -> None:
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
+        partial.replace(self.file)
+
+
+def count(figures: Figures) -> None:
+    """Count parameters and multiply-adds of what is not counted yet, for one image."""
+    import jax
+    import jax.numpy as jnp
+
+    from fasseg_jax.config import load_config
+    from fasseg_jax.models.fasseg import build_model, initial_variables
+    from fasseg_jax.summary.flops import count_multiply_adds
+
+    for recipe in chosen_recipes():
+        if "multiply_adds" in figures.content["models"].get(f"ade20k:{recipe}", {}):
+            continue
+        model = build_model(load_config(f"{ROOT}/configs/ade20k.py:{recipe}").model)
+        variables = jax.eval_shape(lambda model=model: initial_variables(model, 0))
+        image = jax.ShapeDtypeStruct((1, SIDE.value, SIDE.value, 3), jnp.float32)
+        multiply_adds = count_multiply_adds(jax.make_jaxpr(model.apply)(variables, image).jaxpr).total()
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        figures.add_counts(recipe, {"parameters": parameters, "multiply_adds": multiply_adds})
+        print(recipe, figures.content["models"][f"ade20k:{recipe}"], flush=True)
 
 
 def work(recipe: str, program: str, compile_only: bool, until: float) -> dict[str, Any] | None:
@@ -138,6 +178,8 @@ def main(_: list[str]) -> None:
     begin, forever = time.monotonic(), float("inf")
     until = begin + (DEADLINE.value or forever)
     folder, figures = Path(FOLDER.value), Figures(Path(OUTPUT.value))
+    if COUNT.value:
+        return count(figures)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [entry for entry in programs() if not figures.has(*entry)]
 

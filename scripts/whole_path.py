@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 from fasseg_jax import Segmenter, load_config
@@ -129,6 +129,7 @@ def use(checkpoint: Path, workdir: Path) -> None:
 
 def main(_: list[str]) -> None:
     """Follow the path."""
+    logging.set_verbosity(logging.WARNING)
     workdir = Path(WORKDIR.value)
     workdir.mkdir(parents=True)
     train_killed_once(workdir / "run")
