@@ -85,11 +85,10 @@ class Figures:
         self.lock = threading.Lock()
         if file.exists():
             self.content = json.loads(file.read_text("utf-8"))
-            known = self.content["machine"]
-            if (known["side"], known["dtype"]) != (SIDE.value, DTYPE.value):
-                raise SystemExit(
-                    f"{file} is of side {known['side']} in {known['dtype']}; name another file by --output"
-                )
+            side, dtype = self.content["side"], self.content.get("machine", {}).get("dtype", DTYPE.value)
+            if (side, dtype) != (SIDE.value, DTYPE.value):
+                raise SystemExit(f"{file} is of side {side} in {dtype}; name another file by --output")
+        self.content["side"] = SIDE.value
 
     def has(self, recipe: str, program: str) -> bool:
         """Whether the program has been measured."""

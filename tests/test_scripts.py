@@ -1,11 +1,9 @@
-"""scripts/: from weights to the published number, figures of models, and the whole path of a recipe."""
+"""scripts/: from weights to the published number, and figures of models."""
 
 import json
 import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fasseg_jax.config import load_config
 from fasseg_jax.models.fasseg import build_model
@@ -128,22 +126,3 @@ def test_models_are_measured_once(tmp_path):
     assert status == 0 and "measure r50" not in stdout and json.loads((tmp_path / "models.json").read_text()) == figures
     status, _, errors = measure(tmp_path, "--side=128")
     assert status == 1 and "is of side 64 in float32; name another file by --output" in errors[-1]
-
-
-# The whole path
-
-
-@pytest.mark.slow
-def test_whole_path(tmp_path):
-    """Train, kill, resume, evaluate, explain, export, convert and back, of a tiny recipe."""
-    recipe = RECIPE.replace(
-        "    return", "    config.train.update(steps=9, checkpoint_every=3, log_every=1)\n    return"
-    )
-    (tmp_path / "tiny.py").write_text(recipe)
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.png")
-    flags = {"config": tmp_path / "tiny.py", "photo": tmp_path / "photo.png", "workdir": tmp_path / "work"}
-    program = [str(SCRIPTS / "whole_path.py"), *(f"--{name}={value}" for name, value in flags.items())]
-    ((status, stdout, stderr),) = run_all([program], environment())
-    assert status == 0, (stdout, stderr)
-    assert "are equal after the round trip" in stdout and "the exported file gives the same labels" in stdout
