@@ -110,8 +110,8 @@ def our_forward(subject: Subject, size: int) -> Program:
 def our_training(subject: Subject, size: int) -> Program:
     """The step of `train.py` without its input."""
     import jax
+    from example_batch import example_batch
     from train_program import lower_train_step
-    from train_step import example_batch
 
     from fasseg_jax.losses.targets import Targets
     from fasseg_jax.models.fasseg import build_model, initial_variables
@@ -170,7 +170,8 @@ def device_peak() -> int:
 def their_program(subject: Subject, size: int) -> Program:
     """Mask2Former with Swin-T of transformers, from its configuration; the training step is eager, under autocast."""
     import torch
-    from train_step import NUM_CLASSES, example_batch, their_batch, their_model
+    from example_batch import NUM_CLASSES, example_batch
+    from train_step import their_batch, their_model
 
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")  # TF32, theirs at its best

@@ -14,9 +14,11 @@ import json
 import re
 import time
 
-from tpu_cycles import CYCLES_PER_MS, Kernels, program_cycles
+from tpu_cycles import CYCLES_PER_MS, PEAK_FLOPS, Kernels, program_cycles
 
 # isort: split
+import jax
+import jax.numpy as jnp
 from absl import app, flags
 from jax.experimental import topologies
 from rich.console import Console
@@ -24,6 +26,8 @@ from rich.table import Table
 from train_program import lower_train_step
 
 from fasseg_jax.config.config_flags import DEFINE_config_file
+from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.summary.flops import count_multiply_adds
 
 CONFIG = DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; compiles its batch size.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The pod slice, by the TPU library's name.")
@@ -34,6 +38,18 @@ LOOP_LENGTH = flags.DEFINE_integer(
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def model_flops(config) -> int:
+    """Operations that training on one image needs: two for each multiply-add, and twice the forward pass for backward.
+
+    What a program rematerializes does not count.
+    """
+    model = build_model(config.model)
+    variables = jax.eval_shape(lambda: initial_variables(model, 0))
+    image = jax.ShapeDtypeStruct((1, *config.augmentation.crop, 3), jnp.float32)
+    forward = jax.make_jaxpr(lambda *arguments: model.apply(*arguments, all_predictions="factored"))(variables, image)
+    return 3 * 2 * count_multiply_adds(forward.jaxpr).total()
 
 
 def main(_):
@@ -54,7 +70,9 @@ def main(_):
     cycles = program_cycles(program, LOOP_LENGTH.value)
     images = size // len(chips)
     inside = sum(runs * images * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
-    per_ms = CYCLES_PER_MS[TOPOLOGY.value.partition(":")[0]]
+    generation = TOPOLOGY.value.partition(":")[0]
+    per_ms = CYCLES_PER_MS[generation]
+    step_ms = (cycles.everything + inside) / per_ms
     live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     result = {
         "config": flags.FLAGS["config"].config_filename,
@@ -66,7 +84,8 @@ def main(_):
         "memory_per_chip_gb": (live - memory.alias_size_in_bytes) / 1e9,
         "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
         "collectives": dict(collections.Counter(found)),
-        "estimated_step_ms": (cycles.everything + inside) / per_ms,
+        "estimated_step_ms": step_ms,
+        "model_flops_utilization": images * model_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[generation]),
         "of_these_deformable_sampling_ms": (cycles.sampling + inside) / per_ms,
     }
     table = Table("measure", "value", title="Training step, compiled ahead of time")

@@ -2,6 +2,7 @@
 
     pip install -e ".[benchmarks]"
     python benchmarks/train_step.py --size 256 --batch 2 --targets 8
+    python benchmarks/train_step.py --recipe configs/ade20k.py:swin_t --frozen --repeats 3
 
 A step is forward pass, matching, loss, backward pass, clipping and AdamW, in float32. The weights are random; the
 program downloads nothing. Each subject runs in its own process, whose peak memory is measured (Linux only): once over
@@ -9,16 +10,15 @@ the steps, and once over the whole process, compilation included. The processes 
 of them computes at a time. Programs are compiled without a cache. Prints a table, and writes JSON with --output.
 """
 
-import ctypes
-import gc
 import json
 import multiprocessing
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from absl import app, flags
+from example_batch import NUM_CLASSES, example_batch
+from process_memory import peak_mb, restart_peak
 from rich.console import Console
 from rich.table import Table
 
@@ -29,34 +29,23 @@ SUBJECTS = {
     "FASeg Swin-T": "configs/ade20k.py:swin_t",
     THEIRS: None,
 }
-NUM_CLASSES = 150
+WITH_FROZEN_BACKBONE = ", frozen"
 
 SIZE = flags.DEFINE_integer("size", 256, "Side of the square images, a multiple of 64.")
 BATCH = flags.DEFINE_integer("batch", 2, "Images in a batch.")
 TARGETS = flags.DEFINE_integer("targets", 8, "Segments of each image.")
+RECIPES = flags.DEFINE_multi_string("recipe", [], "Recipes to measure in place of the subjects; may be repeated.")
+FROZEN = flags.DEFINE_boolean("frozen", False, "Measure each recipe also with a frozen backbone.")
 REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps of each subject, after one that is not timed.")
 ONLY = flags.DEFINE_multi_enum("only", list(SUBJECTS), list(SUBJECTS), "Subjects; may be repeated.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
-def example_batch(
-    size: int, batch: int, num_targets: int, num_classes: int = NUM_CLASSES
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (B, H, W, 3) uint8, labels (B, H, W) uint8 of blocks of 32 x 32, and classes (B, targets) int32."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    classes = np.stack([np.sort(rng.choice(num_classes, num_targets, replace=False)) for _ in range(batch)])
-    blocks = (size // 32) ** 2
-    if num_targets > blocks:
-        raise ValueError(f"--targets is {num_targets}, but an image of side {size} has only {blocks} blocks")
-    labels = [
-        np.kron(rng.permutation(np.resize(own, blocks)).reshape(size // 32, -1), np.ones((32, 32))) for own in classes
-    ]
-    return images, np.stack(labels).astype(np.uint8), classes.astype(np.int32)
+def our_step(recipe: str, images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
+    """A function that runs one step and returns its loss, and the seconds that lowering and compiling took.
 
-
-def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
-    """A function that runs one step and returns its loss, and the seconds that lowering and compiling took."""
+    A frozen backbone has random weights here: that changes neither time nor memory.
+    """
     import jax
 
     from fasseg_jax.config import load_config
@@ -68,7 +57,9 @@ def our_step(config_path: str, images, labels, classes) -> tuple[Callable[[], fl
     from fasseg_jax.training.train_step import TrainState, make_train_step
 
     jax.config.update("jax_enable_compilation_cache", False)
-    config = load_config(config_path)
+    config = load_config(recipe.removesuffix(WITH_FROZEN_BACKBONE))
+    if recipe.endswith(WITH_FROZEN_BACKBONE):
+        config.optimizer.backbone_multiplier = 0.0
     model, mesh = build_model(config.model), make_mesh()
     variables = jax.jit(lambda: initial_variables(model, 0))()
     optimizer = make_optimizer(config, variables["params"])
@@ -144,22 +135,9 @@ def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, 
     return step, {}
 
 
-def peak_mb() -> float:
-    """Peak memory of this process, since the last `restart_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def restart_peak() -> None:
-    """Let the kernel measure the peak again, without the memory that compilation has freed."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def serve(connection, config_path: str | None, batch: tuple[np.ndarray, ...]) -> None:
+def serve(connection, recipe: str | None, batch: tuple[np.ndarray, ...]) -> None:
     """The process of one subject: for every "step" that it receives, it runs one and sends its seconds and loss."""
-    step, facts = their_step(*batch) if config_path is None else our_step(config_path, *batch)
+    step, facts = their_step(*batch) if recipe is None else our_step(recipe, *batch)
     before = peak_mb()
     restart_peak()
     connection.send(facts)
@@ -174,10 +152,14 @@ def main(_):
     """Measure and report."""
     batch = example_batch(SIZE.value, BATCH.value, TARGETS.value)
     context = multiprocessing.get_context("spawn")
+    subjects = {name: SUBJECTS[name] for name in ONLY.value}
+    if RECIPES.value:
+        suffixes = ["", WITH_FROZEN_BACKBONE] if FROZEN.value else [""]
+        subjects = {name + suffix: name + suffix for name in RECIPES.value for suffix in suffixes}
     results, connections = {}, {}
-    for name in ONLY.value:
+    for name, recipe in subjects.items():
         connections[name], other = context.Pipe()
-        context.Process(target=serve, args=(other, SUBJECTS[name], batch), daemon=True).start()
+        context.Process(target=serve, args=(other, recipe, batch), daemon=True).start()
         other.close()  # so that the end of the process is seen here
         results[name] = {**connections[name].recv(), "seconds": [], "losses": []}
     for _ in range(REPEATS.value + 1):

@@ -324,7 +324,7 @@ def test_site_holds_what_was_generated(site):
     for name in flatten_dict(base_config().to_dict(), sep="."):
         assert f'id="{name}"' in configuration
     text = "\n".join(page.read_text("utf-8") for page in site.rglob("*.html"))
-    for mark in ("<!-- README", "<!-- fields", "<!-- program", "<!-- recipes"):
+    for mark in ("<!-- README", "<!-- fields", "<!-- program", "<!-- recipes", "<!-- models"):
         assert mark not in text
 
 

@@ -1,4 +1,4 @@
-"""scripts/: from weights to the published number."""
+"""scripts/: from weights to the published number, and figures of models."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import pytest
 
 from fasseg_jax.config import load_config
 from fasseg_jax.models.fasseg import build_model
+from fasseg_jax.summary.summary import summarize
 from fasseg_jax.weights.state_dict import to_state_dict
 from fasseg_jax.weights.torch_files import write_state_dict
 from tests.helpers import ROOT, error_lines
@@ -95,3 +96,33 @@ def test_mistakes_are_one_line(downloaded, tmp_path):
     assert first[0] == 1, first
     for (arguments, words), (status, _, errors) in zip(mistakes, others, strict=True):
         assert status == 2 and len(errors) == 1 and words in errors[0], (arguments, errors)
+
+
+# Figures of models
+
+
+def measure(tmp_path, *flags):
+    """(exit status, stdout, lines on stderr) of scripts/measure_models.py for R50."""
+    program = [str(SCRIPTS / "measure_models.py"), "--recipes=r50", "--programs=forward_1", "--dtype=float32"]
+    program += [f"--folder={tmp_path / 'programs'}", f"--output={tmp_path / 'models.json'}", *flags]
+    ((status, stdout, stderr),) = run_all([program], environment())
+    return status, stdout, error_lines(stderr)
+
+
+@pytest.mark.slow
+def test_models_are_measured_once(tmp_path):
+    """The figures are those of `fasseg summary`; a second run has nothing to do, and another size no place there."""
+    status, stdout, errors = measure(tmp_path, "--side=64")
+    assert status == 0 and not errors and "not measured: nothing" in stdout, (stdout, errors)
+    figures = json.loads((tmp_path / "models.json").read_text())
+    assert (figures["side"], figures["machine"]["dtype"]) == (64, "float32")
+    model = figures["models"]["ade20k:r50"]
+    summary = summarize(load_config("configs/ade20k.py:r50"), (64, 64))
+    assert (model["parameters"], model["multiply_adds"]) == (summary.parameters, summary.multiply_adds)
+    forward = model["programs"]["forward_1"]
+    assert 0 < forward["min_s"] <= forward["median_s"] <= forward["max_s"] and forward["peak_mb"] > 170  # the weights
+
+    status, stdout, _ = measure(tmp_path, "--side=64")
+    assert status == 0 and "measure r50" not in stdout and json.loads((tmp_path / "models.json").read_text()) == figures
+    status, _, errors = measure(tmp_path, "--side=128")
+    assert status == 1 and "is of side 64 in float32; name another file by --output" in errors[-1]
