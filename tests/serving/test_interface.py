@@ -276,7 +276,7 @@ def test_pixels_in_memory_are_bounded_and_large_photos_get_their_turn():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_photos_in_progress_are_answered_before_the_end(number, tmp_path):
-    """The program with a stand-in that takes a second; a second signal is not needed."""
+    """The program with a stand-in that takes seconds; a second signal is not needed."""
     program = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -286,20 +286,25 @@ from fasseg_jax.inference.segmenter import Segmenter
 from tests.helpers.stand_ins import Brightness
 class Slow(Brightness):
     def labels(self, image):
-        time.sleep(1)
+        time.sleep(3)
         return super().labels(image)
 Segmenter.from_checkpoint = lambda path: Slow()
 program.define_flags()
 app.run(program.main)
 """
     command = [sys.executable, "-c", program, "--checkpoint=x", "--port=0", "--device=cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # ended by conftest.py if this test fails
+    with process.stdout:
         port = int(process.stdout.readline().split()[1].rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.request("POST", "/segment", file_of(photo(8, 8)))
-        health = http.client.HTTPConnection("127.0.0.1", port)
-        health.request("GET", "/health")
-        assert json.loads(health.getresponse().read())["waiting"] == 1
+
+        def photos_in_progress():
+            health = http.client.HTTPConnection("127.0.0.1", port)
+            health.request("GET", "/health")
+            return json.loads(health.getresponse().read())["waiting"]
+
+        wait_until(photos_in_progress)
         process.send_signal(number)
         assert connection.getresponse().status == 200
         assert process.wait(20) == 0

@@ -46,7 +46,8 @@ def test_killed_runs_in_a_bucket(bucket_folder, request):
     line = command(run, train__steps=9999, train__checkpoint_every=1, train__evaluate_every=9999)
     interrupted = latest = 0
     for kill in range(request.config.getoption("--kills")):
-        with subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        process = subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+        with process.stdout:  # conftest.py ends the process if the test fails here
             printed = []
             for text in process.stdout:
                 printed.append(text)
@@ -58,6 +59,7 @@ def test_killed_runs_in_a_bucket(bucket_folder, request):
                 step = wait_for_checkpoint(process, run, latest, complete=True)
                 wait_for_checkpoint(process, run, step, complete=False)
             process.kill()
+            process.wait()
         if latest:
             assert f"Resuming after step {latest} of" in "".join(printed)
         states = checkpoints(run)
