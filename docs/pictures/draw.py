@@ -5,6 +5,8 @@ python docs/pictures/draw.py runs/shapes/checkpoints/1000
 
 The curves are of a run with configs/camvid.py:
 fasseg curves runs/camvid --output docs/pictures/camvid.webp
+
+serving.webp is a screenshot of `fasseg serve --checkpoint runs/shapes` with a validation picture of the same data.
 """
 
 import sys
