@@ -213,8 +213,8 @@ def test_predictions_become_labels_to_correct(checkpoint, tmp_path, kind):
         *(tmp_path, "--checkpoint", checkpoint, "--input", "photos", "--output", "out", "--write_labels", kind)
     )
     assert result.returncode == 0, result.stderr
-    (command,) = [line.split() for line in result.stdout.splitlines() if line.startswith("  python -m ")]
-    imported = run([sys.executable, *command[1:]], tmp_path)
+    (command,) = [line.split() for line in result.stdout.splitlines() if line.startswith("  fasseg import ")]
+    imported = run([sys.executable, "-m", "fasseg_jax", *command[1:]], tmp_path)
     assert imported.returncode == 0 and "Wrote 2 photos" in imported.stdout, imported.stdout + imported.stderr
     for name in photos:
         (file,) = (tmp_path / "DATA/annotations").glob(f"*/{name}")
