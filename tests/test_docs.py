@@ -133,7 +133,7 @@ def test_commands_name_flags_that_exist():
         for program, arguments in re.findall(called, text):
             command = program.removeprefix("fasseg ").removesuffix(".py")
             assert command in COMMANDS or not program.startswith("fasseg "), f"{page.name}: there is no {program}"
-            if command in COMMANDS:
+            if command in COMMANDS and (program.startswith("fasseg ") or (ROOT / program).is_file()):
                 program = f"-m {COMMANDS[command].module}"
             module = program.removeprefix("-m ").replace(".", "/") + ".py" if program.startswith("-m") else program
             package = f"{module.removesuffix('.py')}/__main__.py"

@@ -42,7 +42,7 @@ NEEDED = {  # program -> arguments that it needs besides --config; None: it has 
 MISTAKES = {  # arguments -> what the line says
     ("--config=absent.py",): "absent.py",
     ("--config=configs/ade20k.py:r5",): "r5",
-    ("--config=ade21k:r50",): "there are ade20k, cityscapes",
+    ("--config=ade21k:r50",): "there are ade20k, camvid, cityscapes",
     (RECIPE, "--config.data.rot=x"): "--config.data.rot: there is no such field",
     (RECIPE, "--config.train.steps=many"): "train.steps",
 }

@@ -60,7 +60,13 @@ def test_it_gives_up(tmp_path):
 def test_a_signal_is_passed_on_and_nothing_restarts(tmp_path, name):
     """The program needs a moment to save, and is not left alone."""
     program = "trap 'sleep 0.3; echo saved; exit 75' TERM INT; echo started; while :; do sleep 0.05; done"
-    process = subprocess.Popen([SCRIPT, "bash", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [SCRIPT, "bash", "-c", program],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if the tests run in the background
+    )
     assert process.stdout.readline() == "started\n"
     process.send_signal(getattr(signal, name))
     assert process.communicate(timeout=60)[0] == "saved\n"
