@@ -15,7 +15,7 @@ from fasseg_jax.runtime.distributed import all_gather_objects, shape_dtype_struc
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.training.optimizer import make_optimizer
 from fasseg_jax.training.train_step import TrainState, make_train_step
-from fasseg_jax.weights.checkpoint_metadata import is_complete, load_metadata
+from fasseg_jax.weights.checkpoint_metadata import complete_steps, load_metadata
 
 __all__ = ["batch_size_of_run", "batch_sizes", "fit_batch_size", "usable_memory"]
 
@@ -56,12 +56,8 @@ def fit_batch_size(config: ConfigDict, mesh: Mesh, max_targets: int, say: Callab
 def batch_size_of_run(workdir: Path) -> int | None:
     """The batch size of the run in `workdir`; None if it has no checkpoint yet."""
     folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        return None
-    steps = [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit() and is_complete(path)]
-    if not steps:
-        return None
-    return load_metadata(max(steps, key=lambda path: int(path.name))).config.train.batch_size
+    steps = complete_steps(folder) if folder.is_dir() else []
+    return load_metadata(folder / str(steps[-1])).config.train.batch_size if steps else None
 
 
 def batch_sizes(largest: int, parts: int) -> Iterator[int]:

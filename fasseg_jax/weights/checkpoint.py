@@ -23,8 +23,8 @@ from fasseg_jax.weights.checkpoint_metadata import (
     Contents,
     absolute_path,
     checkpoint_metadata,
+    complete_steps,
     damaged,
-    is_complete,
     load_metadata,
     metadata_file,
 )
@@ -165,11 +165,7 @@ def find_checkpoint(path: str | Path) -> tuple[epath.Path, str]:
     run = epath.Path(make_path(path)).expanduser()
     if not (run / "checkpoints").is_dir():
         return run, ""
-    steps = sorted(
-        int(step.name)
-        for step in (run / "checkpoints").iterdir()
-        if step.name.isascii() and step.name.isdigit() and is_complete(step)
-    )
+    steps = complete_steps(run / "checkpoints")
     if not steps:
         raise FileNotFoundError(f"{run}: this run has no checkpoint yet")
     folders = {step: run / "checkpoints" / str(step) for step in steps}

@@ -20,6 +20,7 @@ __all__ = [
     "absolute_path",
     "checkpoint_metadata",
     "complete_copied",
+    "complete_steps",
     "damaged",
     "is_complete",
     "load_metadata",
@@ -150,7 +151,7 @@ def absolute_path(path: str | Path) -> epath.Path:
     return epath.Path(make_path(path)).expanduser().resolve()
 
 
-def is_complete(directory: epath.Path) -> bool:
+def is_complete(directory: epath.Path | Path) -> bool:
     """Whether a checkpoint was written to its end. On a local disk each is: it gets its name only then.
 
     In a bucket Orbax writes `DONE` at the end. A checkpoint that was copied there from a disk lacks it; its time of
@@ -159,13 +160,19 @@ def is_complete(directory: epath.Path) -> bool:
     return not in_bucket(directory) or (directory / DONE).exists() or _has_time(directory)
 
 
+def complete_steps(checkpoints: epath.Path | Path) -> list[int]:
+    """The steps of a run's complete checkpoints, each a folder in `checkpoints`, in their order."""
+    steps = (path for path in checkpoints.iterdir() if path.name.isascii() and path.name.isdigit())
+    return sorted(int(path.name) for path in steps if is_complete(path))
+
+
 def complete_copied(directory: epath.Path) -> None:
     """Mark a complete checkpoint that was copied to a bucket, before Orbax takes it for incomplete and removes it."""
     if in_bucket(directory) and not (directory / DONE).exists() and _has_time(directory):
         (directory / DONE).write_text("copied from a disk")
 
 
-def _has_time(directory: epath.Path) -> bool:
+def _has_time(directory: epath.Path | Path) -> bool:
     try:
         return bool(json.loads((directory / "_CHECKPOINT_METADATA").read_text()).get("commit_timestamp_nsecs"))
     except (FileNotFoundError, ValueError, AttributeError):

@@ -1,10 +1,13 @@
-"""A segmenter without a network, for tests of the server."""
+"""A segmenter without a network, and a running server, for tests of the latter."""
 
+import contextlib
 import threading
 
 import numpy as np
 
 from fasseg_jax.data.classes import load_classes
+from fasseg_jax.serving.limits import Limits
+from fasseg_jax.serving.server import PhotoServer
 
 
 class Brightness:
@@ -33,3 +36,16 @@ class Brightness:
 
     def labels(self, image):
         return (image[..., 0] // 16).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def serve(segmenter=None, **limits):
+    """The server in a thread; without a segmenter, with `Brightness`."""
+    with PhotoServer(segmenter or Brightness(), limits=Limits(**limits)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

@@ -16,23 +16,10 @@ import pytest
 from PIL import Image
 
 from fasseg_jax.serving.limits import Limits
-from fasseg_jax.serving.server import PhotoServer
-from tests.helpers.stand_ins import Brightness
+from tests.helpers.stand_ins import Brightness, serve
 
 HOST = b"Host: localhost\r\n"
 HEAD = b"POST /segment HTTP/1.1\r\n" + HOST
-
-
-@contextlib.contextmanager
-def serve(segmenter=None, **limits):
-    with PhotoServer(segmenter or Brightness(), limits=Limits(**limits)) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def connect(server, data=b""):

@@ -24,10 +24,10 @@ from fasseg_jax.serving.limits import Limits, PixelBudget
 from fasseg_jax.serving.openapi import openapi_document
 from fasseg_jax.visualization.overlay import draw_overlay
 from tests.helpers import ROOT
-from tests.helpers.stand_ins import Brightness
+from tests.helpers.stand_ins import Brightness, serve
 from tests.helpers.tiny import photo, tiny_model
 from tests.serving.test_hostile_clients import wait_until
-from tests.serving.test_server import CLASSES, file_of, request, serve
+from tests.serving.test_server import CLASSES, file_of, request
 
 DOCUMENT = openapi_document(Limits())
 

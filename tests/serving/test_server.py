@@ -1,7 +1,6 @@
 """The server over HTTP, and its page in a browser."""
 
 import base64
-import contextlib
 import http.client
 import io
 import json
@@ -10,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -18,12 +16,11 @@ from PIL import Image
 
 from fasseg_jax.data.classes import ClassTable, load_classes
 from fasseg_jax.inference.segmenter import Segmenter
-from fasseg_jax.serving.limits import Limits
 from fasseg_jax.serving.server import PhotoServer
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers import ROOT
 from tests.helpers.browser import open_browser
-from tests.helpers.stand_ins import Brightness
+from tests.helpers.stand_ins import Brightness, serve
 from tests.helpers.tiny import photo, tiny_model
 
 CLASSES = load_classes("cityscapes")
@@ -32,18 +29,6 @@ CLASSES = load_classes("cityscapes")
 @pytest.fixture(scope="module")
 def segmenter():
     return Segmenter(*tiny_model(), CLASSES)
-
-
-@contextlib.contextmanager
-def serve(segmenter, **limits):
-    with PhotoServer(segmenter, limits=Limits(**limits)) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def file_of(image, kind="PNG", **options):
