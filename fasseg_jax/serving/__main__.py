@@ -16,6 +16,7 @@ wrong usage.
 
 import contextlib
 import signal
+import threading
 
 from absl import app, flags, logging
 
@@ -26,6 +27,7 @@ from fasseg_jax.runtime.devices import choose_device
 from fasseg_jax.serving.limits import Limits
 from fasseg_jax.serving.server import PhotoServer
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FINISHING = 20  # seconds for the photos in progress after the first signal
 
 
@@ -52,15 +54,21 @@ def main(argv: list[str]) -> int:
         server = PhotoServer(segmenter, options.host, options.port, limits)
     except OSError as error:
         return print_error(f"cannot listen on {options.host}, port {options.port}: {error.strerror}", status=2)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell makes its background programs ignore Ctrl-C
-        signal.signal(number, signal.default_int_handler)
+
+    def stop(*_):
+        """End `serve_forever` after the request that it accepts; a second signal ends the program at once."""
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+        threading.Thread(target=server.shutdown).start()
+
+    for number in SIGNALS:  # SIGINT too: a shell makes its background programs ignore Ctrl-C
+        signal.signal(number, stop)
     print(f"Open {server.url} in a browser; Ctrl-C stops the server.", flush=True)
     if not server.local:
         print("Everyone who can reach this machine over the network can use the page.", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # the second one ends it at once
+    with contextlib.suppress(KeyboardInterrupt):
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
             print()
             server.finish(FINISHING)
         finally:
