@@ -35,6 +35,27 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often the killed training is killed")
 
 
+# With several workers these files begin first, so that none of them is left alone at the end.
+LONGEST = (
+    "training/test_train.py",
+    "test_docs.py",
+    "training/test_train_step.py",
+    "test_programs_in_buckets.py",
+    "training/test_train_golden.py",
+    "models/test_model.py",
+    "test_golden.py",
+    "evaluation/test_eval.py",
+    "weights/test_hugging_face.py",
+    "weights/test_vit.py",
+    "training/test_early_stopping.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture
 def tiny_config() -> ConfigDict:
     """FASeg with every part and five classes, small enough to compile in seconds."""
