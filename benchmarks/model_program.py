@@ -133,6 +133,15 @@ def example_inputs(program: str, max_targets: int) -> list[np.ndarray]:
     return [images, labels, np.concatenate([classes, padding], axis=1)]
 
 
+def machine_name(device: jax.Device) -> str:
+    """What computes, in words: one NVIDIA H100, 2 cores of an AMD EPYC."""
+    if device.platform != "cpu":
+        return f"one {device.device_kind}"
+    information = Path("/proc/cpuinfo")
+    found = re.search(r"(?m)^model name\s*: (.+)$", information.read_text("utf-8")) if information.exists() else None
+    return f"{os.cpu_count()} cores of an {found[1] if found else 'unknown processor'}"
+
+
 @contextlib.contextmanager
 def turn(folder: Path):
     """Hold the device: processes of the same folder wait."""
@@ -171,7 +180,7 @@ def measure(recipe: str, program: str, folder: Path) -> dict[str, Any]:
         "min_s": round(min(timed), 6),
         "max_s": round(max(timed), 6),
         "peak_mb": round(peak),
-        "device": device.device_kind,
+        "device": machine_name(device),
         "jax": jax.__version__,
     }
 

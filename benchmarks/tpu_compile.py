@@ -4,9 +4,8 @@
     python benchmarks/tpu_compile.py --config configs/ade20k.py:r50 --topology v5e:4x4
 
 It reports a chip's memory, the collectives in the program, and an estimate of a step's time. The compiler estimates no
-whole program, so `tpu_cycles.py` adds up its estimates of the operations and the kernels' schedules. Loops whose length
-depends on the data, as those over targets, count as --loop_length iterations. Communication between chips and waits for
-memory are left out. Nothing runs.
+whole program, so `tpu_cycles.py` adds up its estimates of the operations and the kernels' schedules, for images with
+--targets classes. Communication between chips and waits for memory are left out. Nothing runs.
 """
 
 import collections
@@ -32,9 +31,7 @@ from fasseg_jax.summary.flops import count_multiply_adds
 CONFIG = DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; compiles its batch size.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The pod slice, by the TPU library's name.")
 OFFSET = flags.DEFINE_float("offset", 4.0, "Standard deviation of the offsets, in pixels of each level.")
-LOOP_LENGTH = flags.DEFINE_integer(
-    "loop_length", 4, "Iterations of loops over targets: four pairs each, so 16 targets an image."
-)
+TARGETS = flags.DEFINE_integer("targets", 16, "Classes in each image.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -67,8 +64,8 @@ def main(_):
     memory = compiled.memory_analysis()
     program = compiled.as_text()
     found = re.findall(rf"= (?:\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
-    cycles = program_cycles(program, LOOP_LENGTH.value)
     images = size // len(chips)
+    cycles = program_cycles(program, images * TARGETS.value)
     inside = sum(runs * images * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
     generation = TOPOLOGY.value.partition(":")[0]
     per_ms = CYCLES_PER_MS[generation]

@@ -63,8 +63,22 @@ class Cycles:
             self.kernels[name] += times * count
 
 
-def program_cycles(program: str, loop_length: int = 1) -> Cycles:
-    """The cycles of a compiled program's text; loops whose length depends on the data run `loop_length` times."""
+def program_cycles(program: str, targets: int = 16, path_length: int = 2) -> Cycles:
+    """The cycles of a compiled program's text.
+
+    Args:
+      program: the text.
+      targets: of all images of a chip. Loops over targets say in their name how many they take in a turn.
+      path_length: turns of other loops whose length depends on the data: those along the paths of the assignment.
+    """
+
+    def turns(loop: str, condition: str) -> int:
+        # A loop of fixed length compares its counter with a constant.
+        if bounds := re.findall(r"= s32\[\]\S* constant\((\d+)\)", condition):
+            return int(bounds[0])
+        named = re.search(r'op_name="[^"]*over_targets_by_(\d+)/while"', loop)
+        return -(-targets // int(named[1])) if named else path_length
+
     computations = {}
     for block in re.split(r"\n(?=%|ENTRY)", program):
         header = re.match(r"(ENTRY )?%?([\w.-]+)", block)
@@ -75,9 +89,7 @@ def program_cycles(program: str, loop_length: int = 1) -> Cycles:
         for line in computations[computation]:
             sampling = bool(re.search(rf'op_name="[^"]*{SAMPLING}', line))
             if loop := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
-                # A loop of fixed length compares its counter with a constant.
-                bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(computations[loop[1]]))
-                total.add(count(loop[2]), int(bounds[0]) if bounds else loop_length)
+                total.add(count(loop[2]), turns(line, "\n".join(computations[loop[1]])))
             elif branches := re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line):
                 parts = [count(name.strip(" %")) for name in branches[1].split(",")]
                 total.add(max(parts, key=lambda part: part.everything), 1)

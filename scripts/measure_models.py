@@ -39,6 +39,7 @@ COMPILE_ONLY = flags.DEFINE_boolean("compile_only", False, "Compile, and measure
 RECIPES = flags.DEFINE_list("recipes", None, "Variants of configs/ade20k.py, in place of all.")
 COUNT = flags.DEFINE_boolean("count", False, "Only count parameters and multiply-adds, and time nothing.")
 PROGRAMS = flags.DEFINE_list("programs", None, "Programs such as forward_1, train_8, frozen_8, in place of all.")
+BATCH = flags.DEFINE_integer("batch", 8, "Images of a training step and of the larger forward pass.")
 SIDE = flags.DEFINE_integer("side", 512, "Side of the square images.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Dtype of the computation.")
 FOLDER = flags.DEFINE_string("folder", str(ROOT / "out" / "programs"), "Folder for compiled programs.")
@@ -71,8 +72,9 @@ def programs() -> list[tuple[str, str]]:
         return [(recipe, program) for recipe in chosen for program in PROGRAMS.value]
     first, others = ([name for name in chosen if (name in FIRST) == first] for first in (True, False))
     frozen = [name for name in chosen if name in FROZEN]
-    order = [("forward_1", first[:1]), ("train_8", first), ("frozen_8", frozen), ("forward_8", first)]
-    order += [("forward_1", first), ("train_8", others), ("forward_1", others), ("forward_8", others)]
+    forward, train = f"forward_{BATCH.value}", f"train_{BATCH.value}"
+    order = [("forward_1", first[:1]), (train, first), (f"frozen_{BATCH.value}", frozen), (forward, first)]
+    order += [("forward_1", first), (train, others), ("forward_1", others), (forward, others)]
     return list(dict.fromkeys((recipe, program) for program, names in order for recipe in names))
 
 
@@ -88,7 +90,9 @@ class Figures:
             side, dtype = self.content["side"], self.content.get("machine", {}).get("dtype", DTYPE.value)
             if (side, dtype) != (SIDE.value, DTYPE.value):
                 raise SystemExit(f"{file} is of side {side} in {dtype}; name another file by --output")
-        self.content["side"] = SIDE.value
+            if (batch := self.content.get("batch", BATCH.value)) != BATCH.value:
+                raise SystemExit(f"{file} is of batches of {batch}; name another file by --output")
+        self.content |= {"side": SIDE.value, "batch": BATCH.value}
 
     def has(self, recipe: str, program: str) -> bool:
         """Whether the program has been measured."""

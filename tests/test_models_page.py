@@ -30,20 +30,22 @@ def test_tables_show_what_was_measured(page, tmp_path, monkeypatch):
     large = {"parameters": 320e6, "multiply_adds": 300e9}
     large["programs"] = {"train_8": small["programs"]["train_8"], "frozen_8": frozen}
     figures = {"side": 512, "models": {"ade20k:dinov3_l": large, "ade20k:r50": small}}
-    figures["machine"] = {"device": "NVIDIA X", "jax": "1.2", "dtype": "bfloat16"}
+    figures["machine"] = {"device": "one NVIDIA X", "jax": "1.2", "dtype": "bfloat16"}
     (tmp_path / "models.json").write_text(json.dumps(figures))
     (tmp_path / "published.json").write_bytes((ROOT / "scripts" / "published.json").read_bytes())
     monkeypatch.setattr(page, "SCRIPTS", tmp_path)
     shown = page.on_page_markdown(
         "<!-- models: measured -->\n<!-- models -->\n\n<!-- models: frozen -->\n"
     ).splitlines()
-    assert "of one image of 512x512. Times are of the same size on one NVIDIA X with jax 1.2 in bfloat16" in shown[0]
+    assert (
+        "of one image of 512x512. Times and memory are of the same size on one NVIDIA X with jax 1.2 in bfloat16"
+        in shown[0]
+    )
     assert shown[1:] == [
-        "| Recipe | Parameters | Multiply-adds | One image | Images a second | Training step | Its memory "
-        "| Published mIoU |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| `r50` | 51M | 71 G | 12.3 ms | 200 | 250 ms | 10.0 GB | 48.3 / 49.3 (FASeg, table 1) |",
-        "| `dinov3_l` | 320M | 300 G | – | – | 250 ms | 10.0 GB | none |",
+        "| Recipe | Parameters | Multiply-adds | One image | Images a second | Training step | Published mIoU |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| `r50` | 51M | 71 G | 12.3 ms, 0.5 GB | 200 | 250 ms, 10.0 GB | 48.3 / 49.3 (FASeg, table 1) |",
+        "| `dinov3_l` | 320M | 300 G | – | – | 250 ms, 10.0 GB | none |",
         "",
         "| Recipe | Step, trained | frozen | Memory, trained | frozen  |",
         "| --- | --- | --- | --- | --- |",

@@ -13,24 +13,25 @@ from typing import Any
 __all__ = ["on_page_markdown"]
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-BATCH = 8  # of the programs that are shown beside that for one image
 MISSING = "–"
 
 
 def all_models() -> str:
     """The table of all recipes, the smallest number of multiply-adds first, without columns that nobody measured."""
     published = _read("published")
+    batch = _read("models").get("batch", 8)
     columns: dict[str, list[str]] = {}
     for recipe, model in _models():
-        one, several, train = (model["programs"].get(name) for name in ("forward_1", f"forward_{BATCH}", _train()))
+        one, several, train = (
+            model["programs"].get(name) for name in ("forward_1", f"forward_{batch}", f"train_{batch}")
+        )
         cells = {
             "Recipe": f"`{_variant(recipe)}`",
             "Parameters": f"{model['parameters'] / 1e6:.0f}M",
             "Multiply-adds": f"{model['multiply_adds'] / 1e9:.0f} G",
-            "One image": _milliseconds(one),
-            "Images a second": f"{BATCH / several['median_s']:.0f}" if several else MISSING,
-            "Training step": _milliseconds(train),
-            "Its memory": _gigabytes(train),
+            "One image": _time_and_memory(one),
+            "Images a second": f"{batch / several['median_s']:.0f}" if several else MISSING,
+            "Training step": _time_and_memory(train),
             "Published mIoU": _published(published.get(recipe, {})),
         }
         for name, cell in cells.items():
@@ -40,13 +41,15 @@ def all_models() -> str:
 
 def frozen_backbones() -> str:
     """The table of training steps with the backbone trained and frozen."""
+    batch = _read("models").get("batch", 8)
+    train, frozen = f"train_{batch}", f"frozen_{batch}"
     both = [
-        (_variant(recipe), model["programs"][_train()], model["programs"][f"frozen_{BATCH}"])
+        (_variant(recipe), model["programs"][train], model["programs"][frozen])
         for recipe, model in _models()
-        if {_train(), f"frozen_{BATCH}"} <= model["programs"].keys()
+        if {train, frozen} <= model["programs"].keys()
     ]
     if not both:
-        return "Nobody has measured this on a GPU yet."
+        return "Nobody has measured this yet."
     return _table(
         {
             "Recipe": [f"`{variant}`" for variant, _, _ in both],
@@ -63,12 +66,12 @@ def measured() -> str:
     figures = _read("models")
     size = f"Multiply-adds are those of one image of {figures['side']}x{figures['side']}."
     if "machine" not in figures:
-        return f"{size} Nobody has measured times on a GPU yet."
+        return f"{size} Nobody has measured times yet."
     machine = figures["machine"]
     return (
-        f"{size} Times are of the same size on one {machine['device']} with jax {machine['jax']} in "
-        f"{machine['dtype']}, with random weights: the median of ten runs. A training step has {BATCH} images, each "
-        "with 8 classes; its memory is the most that its arrays took."
+        f"{size} Times and memory are of the same size on {machine['device']} with jax {machine['jax']} in "
+        f"{machine['dtype']}, with random weights: the median of ten runs, and the most memory that was in use (of a "
+        f"CPU, that of the whole process). A training step has {figures.get('batch', 8)} images, each with 8 classes."
     )
 
 
@@ -80,16 +83,16 @@ def _table(columns: dict[str, list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _train() -> str:
-    return f"train_{BATCH}"
-
-
 def _variant(recipe: str) -> str:
     return recipe.partition(":")[2]
 
 
 def _milliseconds(program: dict[str, Any] | None) -> str:
     return f"{1e3 * program['median_s']:.{0 if program['median_s'] > 0.1 else 1}f} ms" if program else MISSING
+
+
+def _time_and_memory(program: dict[str, Any] | None) -> str:
+    return f"{_milliseconds(program)}, {_gigabytes(program)}" if program else MISSING
 
 
 def _gigabytes(program: dict[str, Any] | None) -> str:
