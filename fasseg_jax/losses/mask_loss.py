@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, Integer
 from ml_collections import ConfigDict
 
-from fasseg_jax.losses.matcher import match
+from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import PairPoints, point_counts
 from fasseg_jax.losses.targets import Targets, loop_over_targets
 from fasseg_jax.models.predictions import FactoredPredictions
@@ -68,27 +68,36 @@ def mask_losses(
     num_predictions, num_images = embeddings.shape[:2]
     max_targets = targets.classes.shape[1]
 
-    def add_prediction(grad_masks, inputs):
-        prediction, class_logits, embeddings, points = inputs
+    def costs_of(inputs):
+        class_logits, embeddings, points = inputs
         mask_logits = jnp.einsum("bqc,bhwc->bhwq", embeddings, features, precision="highest")
-        queries, non_finite = match(class_logits, mask_logits, targets, points, config)
+        return matching_costs(class_logits, mask_logits, targets, points, config)
+
+    costs = jax.lax.map(costs_of, (class_logits, embeddings, matching_points))
+    queries, non_finite = match(costs, targets)
+
+    def add_prediction(grad_masks, inputs):
+        prediction, embeddings, queries = inputs
+        matched = jnp.take_along_axis(embeddings, jnp.maximum(queries, 0)[..., None], axis=1)  # (B, T, C)
+        # Computed for all targets, pixels first: other orders take several times as long on a CPU.
+        mask_logits = jnp.einsum("btc,bhwc->bhwt", matched, features, precision="highest").transpose(0, 3, 1, 2)
         add_pairs_on = {name: partial(add_pairs, pair_points, config, n) for name, n in PAIRS_AT_ONCE.items()}
         cross_entropy, dice, grad_masks = jax.lax.platform_dependent(
-            grad_masks, prediction, mask_logits.transpose(0, 3, 1, 2), targets, queries, **add_pairs_on
+            grad_masks, prediction, mask_logits, targets, **add_pairs_on
         )
-        return grad_masks, (queries, non_finite, cross_entropy, dice)
+        return grad_masks, (cross_entropy, dice)
 
     # The gradient of the mask of each target's query, (B, rows, L1, h, w): a multiple of TARGETS_AT_ONCE rows, at least
     # one more than there are targets. Row T takes what belongs to no target.
     rows = (max_targets // TARGETS_AT_ONCE + 1) * TARGETS_AT_ONCE
     grad_masks = jnp.zeros((num_images, rows, num_predictions, *features.shape[1:3]))
-    inputs = jnp.arange(num_predictions), class_logits, embeddings, matching_points
-    grad_masks, (queries, non_finite, cross_entropy, dice) = jax.lax.scan(add_prediction, grad_masks, inputs)
+    inputs = jnp.arange(num_predictions), embeddings, queries
+    grad_masks, (cross_entropy, dice) = jax.lax.scan(add_prediction, grad_masks, inputs)
 
     weighted = (config.mask_weight * cross_entropy + config.dice_weight * dice).sum()
     factors = predictions.mask_embeddings, predictions.mask_features
     gradients = factor_gradients(grad_masks, embeddings, features, queries)
-    return MaskLosses(queries, non_finite.sum(), cross_entropy, dice, with_gradient(weighted, factors, gradients))
+    return MaskLosses(queries, non_finite, cross_entropy, dice, with_gradient(weighted, factors, gradients))
 
 
 def add_pairs(
@@ -97,12 +106,14 @@ def add_pairs(
     pairs_at_once: int,
     grad_masks: Float[Array, "B rows L1 h w"],
     prediction: Int[Array, ""],
-    mask_logits: Float[Array, "B Q h w"],
+    mask_logits: Float[Array, "B T h w"],
     targets: Targets,
-    queries: Int32[Array, "B T"],
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "B rows L1 h w"]]:
-    """Sum up cross-entropy and Dice loss of the pairs of one prediction, and write their gradients to `grad_masks`."""
-    num_images, max_targets = queries.shape
+    """Sum up cross-entropy and Dice loss of the pairs of one prediction, and write their gradients to `grad_masks`.
+
+    `mask_logits` are those of each target's query.
+    """
+    num_images, max_targets = mask_logits.shape[:2]
     targets_in_order = _valid_first(targets, pairs_at_once)
 
     def add_chunk(first, state):
@@ -112,7 +123,7 @@ def add_pairs(
         image, target = jnp.where(valid, index // max_targets, 0), index % max_targets
         oversampled, uniform = jax.vmap(pair_points)(jnp.full(pairs_at_once, prediction), image, target)
         cross_entropy, dice, gradient = pair_losses(
-            mask_logits[image, queries[image, target]],
+            mask_logits[image, target],
             targets.labels,
             image,
             targets.classes[image, target],
@@ -185,11 +196,9 @@ def pair_losses(
       Cross-entropy, Dice loss, and the gradient of their weighted sum with respect to `masks`.
     """
     candidates = sample_masks(masks, oversampled)  # (N, oversampled)
-    chosen = most_uncertain(candidates, point_counts(config).important)  # (N, important)
-    important = jnp.take_along_axis(oversampled, chosen[..., None], axis=1)
-    points = jnp.concatenate([important, uniform], axis=1)  # (N, P, 2)
-
-    important_logits = jnp.take_along_axis(candidates, chosen, axis=1)
+    important_logits, x, y = most_uncertain_samples(candidates, oversampled, point_counts(config).important)
+    xy = [jnp.concatenate([x, uniform[..., 0]], axis=1), jnp.concatenate([y, uniform[..., 1]], axis=1)]
+    points = jnp.stack(xy, axis=-1)  # (N, P, 2)
     logits = jnp.concatenate([important_logits, sample_masks(masks, uniform)], axis=1)  # (N, P)
     corners = sample_labels(labels, image, points)  # four times (N, P), (N, P)
     samples = [weight * (label == classes[:, None]) for label, weight in corners]
@@ -205,6 +214,29 @@ def pair_losses(
     grad_logits, (cross_entropy, dice) = jax.grad(weighted_sum, has_aux=True)(logits)
     (grad_masks,) = jax.linear_transpose(partial(sample_masks, points=points), masks)(grad_logits)
     return cross_entropy, dice, grad_masks
+
+
+def most_uncertain_samples(
+    logits: Float[Array, "N oversampled"], points: Float[Array, "N oversampled 2"], count: int
+) -> list[Float[Array, "N {count}"]]:
+    """Logits, x and y of the `count` most uncertain points of each pair, in any order; the first of equals win.
+
+    A TPU gathers and scatters numbers one by one, so there it sorts all of them.
+    """
+    on_tpu, elsewhere = partial(by_sorting, count=count), partial(by_selection, count=count)
+    return jax.lax.platform_dependent(logits, points[..., 0], points[..., 1], tpu=on_tpu, default=elsewhere)
+
+
+def by_selection(logits: jax.Array, *others: jax.Array, count: int) -> list[jax.Array]:
+    """Each array (N, oversampled) at the `count` most uncertain logits of each row."""
+    chosen = most_uncertain(logits, count)
+    return [jnp.take_along_axis(values, chosen, axis=1) for values in (logits, *others)]
+
+
+def by_sorting(logits: jax.Array, *others: jax.Array, count: int) -> list[jax.Array]:
+    """The same as `by_selection`, the most uncertain first."""
+    _, *in_order = jax.lax.sort((jnp.abs(logits), logits, *others), num_keys=1, is_stable=True)
+    return [values[:, :count] for values in in_order]
 
 
 def factor_gradients(

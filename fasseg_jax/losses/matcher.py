@@ -22,22 +22,23 @@ __all__ = ["match", "matching_costs"]
 CLASSES_AT_ONCE = 16
 
 
-def match(
-    class_logits: Float[Array, "B Q K1"],
-    mask_logits: Float[Array, "B h w Q"],
-    targets: Targets,
-    points: Float[Array, "B P 2"],
-    config: ConfigDict,
-) -> tuple[Int32[Array, "B T"], Int32[Array, ""]]:
-    """Assign a query to each target so that the sum of the costs is least. Arguments are those of `matching_costs`.
+def match(costs: Float[Array, "L1 B Q T"], targets: Targets) -> tuple[Int32[Array, "L1 B T"], Int32[Array, ""]]:
+    """Assign a query to each target so that the sum of the costs is least.
+
+    All predictions and images are solved side by side: on a TPU or GPU, a turn of the solver's loops takes as long for
+    one of them as for all.
+
+    Args:
+      costs: `matching_costs` of each prediction.
+      targets: of the images.
 
     Returns:
       The query of each target, -1 for padding; and how many costs of real targets were NaN or infinite. `assign`
       replaces these.
     """
-    costs = matching_costs(class_logits, mask_logits, targets, points, config)
     non_finite = (~jnp.isfinite(costs) & targets.valid[:, None]).sum(dtype=jnp.int32)
-    return jax.vmap(assign)(costs, targets.valid.sum(axis=1, dtype=jnp.int32)), non_finite
+    counts = targets.valid.sum(axis=1, dtype=jnp.int32)
+    return jax.vmap(jax.vmap(assign), in_axes=(0, None))(costs, counts), non_finite
 
 
 def matching_costs(
