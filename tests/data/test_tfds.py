@@ -31,6 +31,12 @@ def prepared_config(folder: Path):
     return config
 
 
+def test_without_the_library_one_line_names_the_extra(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # as if it were not installed
+    with pytest.raises(DataError, match=r'^\S+: prepared data need .+: pip install "fasseg_jax\[tfds\]"$'):
+        open_source(prepared_config(folders[1]), "training")
+
+
 @pytest.mark.parametrize("split", ["training", "validation"])
 def test_same_samples(folders, split):
     root, prepared = folders

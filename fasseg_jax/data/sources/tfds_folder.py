@@ -115,9 +115,13 @@ def open_data_set(folder: Path) -> Any:
       A builder of tensorflow-datasets that only reads.
 
     Raises:
-      DataError: the folder's descriptions are damaged, or name code that is not of tensorflow-datasets.
+      DataError: the folder's descriptions are damaged, or name code that is not of tensorflow-datasets; or this library
+        is not installed.
     """
-    import tensorflow_datasets as tfds  # takes seconds to import
+    try:
+        import tensorflow_datasets as tfds  # takes seconds to import
+    except ImportError as error:
+        raise DataError(f'{folder}: prepared data need tensorflow-datasets: pip install "fasseg_jax[tfds]"') from error
 
     try:
         for name in _class_names(json.loads((folder / FEATURES).read_text())):
