@@ -5,7 +5,8 @@
 
 It reports a chip's memory, the collectives in the program, and an estimate of a step's time. The compiler estimates no
 whole program, so `tpu_cycles.py` adds up its estimates of the operations and the kernels' schedules, for images with
---targets classes. Communication between chips and waits for memory are left out. Nothing runs.
+--targets classes. Communication between chips, waits for memory, gathers, scatters and sorts are left out; of the last
+three it reports the sizes. Nothing runs.
 """
 
 import collections
@@ -83,6 +84,8 @@ def main(_):
         "collectives": dict(collections.Counter(found)),
         "estimated_step_ms": step_ms,
         "model_flops_utilization": images * model_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[generation]),
+        "not_estimated_gathers_and_scatters": cycles.moved,
+        "not_estimated_sorted_elements": cycles.sorted,
         "of_these_deformable_sampling_ms": (cycles.sampling + inside) / per_ms,
     }
     table = Table("measure", "value", title="Training step, compiled ahead of time")

@@ -2,7 +2,8 @@
 
 Import it before jax. The compiler notes an estimate of cycles at each operation; those of a loop's body count as often
 as the loop runs. A Pallas kernel has no such note: the compiler writes its final schedule on request, in which this
-counts cycles. Copies into fast memory and communication between chips are left out.
+counts cycles. Copies into fast memory and communication between chips are left out, and so are gathers, scatters and
+sorts, which have no note: their sizes are counted instead.
 """
 
 import collections
@@ -10,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -49,16 +51,22 @@ class Cycles:
       everything: the cycles of all operations.
       sampling: the cycles of the operations around the kernels of deformable sampling.
       kernels: how often each kernel runs, by name.
+      moved: slices that gathers read and scatters write one by one.
+      sorted: elements in sorts.
     """
 
     everything: float = 0.0
     sampling: float = 0.0
     kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    moved: int = 0
+    sorted: int = 0
 
     def add(self, other: "Cycles", times: int) -> None:
         """Add the cycles of a part that runs `times` times."""
         self.everything += times * other.everything
         self.sampling += times * other.sampling
+        self.moved += times * other.moved
+        self.sorted += times * other.sorted
         for name, count in other.kernels.items():
             self.kernels[name] += times * count
 
@@ -86,7 +94,10 @@ def program_cycles(program: str, targets: int = 16, path_length: int = 2) -> Cyc
 
     def count(computation: str) -> Cycles:
         total = Cycles()
+        shapes = {}
         for line in computations[computation]:
+            if result := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = \(?\w+\[([\d,]*)\]", line):
+                shapes[result[1]] = [int(n) for n in result[2].split(",") if n]
             sampling = bool(re.search(rf'op_name="[^"]*{SAMPLING}', line))
             if loop := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
                 total.add(count(loop[2]), turns(line, "\n".join(computations[loop[1]])))
@@ -95,6 +106,15 @@ def program_cycles(program: str, targets: int = 16, path_length: int = 2) -> Cyc
                 total.add(max(parts, key=lambda part: part.everything), 1)
             elif cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
                 total.add(Cycles(int(cycles[1]), int(cycles[1]) * sampling), 1)
+            elif gather := re.search(r" gather\(.*slice_sizes=\{([\d,]+)\}", line):
+                total.moved += math.prod(shapes[result[1]]) // math.prod(map(int, gather[1].split(",")))
+            elif scatter := re.search(r" scatter\(%?[\w.-]+, %?([\w.-]+),.*index_vector_dim=(\d+)", line):
+                indices = shapes[scatter[1]]
+                total.moved += math.prod(indices[: int(scatter[2])])
+            elif " sort(" in line:
+                total.sorted += math.prod(shapes[result[1]])
+            elif fused := re.search(r" fusion\(.*calls=%?([\w.-]+)", line):
+                total.add(count(fused[1]), 1)
             elif 'custom_call_target="tpu_custom_call"' in line and sampling:
                 total.kernels[GRADIENTS if GRADIENTS in line else SAMPLING] += 1
         return total

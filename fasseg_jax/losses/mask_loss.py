@@ -17,14 +17,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int32, Integer
+from jaxtyping import Array, Float, Int, Int32
 from ml_collections import ConfigDict
 
 from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import PairPoints, point_counts
 from fasseg_jax.losses.targets import Targets, loop_over_targets
 from fasseg_jax.models.predictions import FactoredPredictions
-from fasseg_jax.ops.point_sampling import sample_labels, sample_masks
+from fasseg_jax.ops.point_sampling import PackedLabels, pack_labels, sample_labels, sample_masks
 from fasseg_jax.ops.selection import most_uncertain
 
 __all__ = ["MaskLosses", "mask_losses"]
@@ -68,10 +68,12 @@ def mask_losses(
     num_predictions, num_images = embeddings.shape[:2]
     max_targets = targets.classes.shape[1]
 
+    labels = pack_labels(targets.labels)
+
     def costs_of(inputs):
         class_logits, embeddings, points = inputs
         mask_logits = jnp.einsum("bqc,bhwc->bhwq", embeddings, features, precision="highest")
-        return matching_costs(class_logits, mask_logits, targets, points, config)
+        return matching_costs(class_logits, mask_logits, targets, labels, points, config)
 
     costs = jax.lax.map(costs_of, (class_logits, embeddings, matching_points))
     queries, non_finite = match(costs, targets)
@@ -83,7 +85,7 @@ def mask_losses(
         mask_logits = jnp.einsum("btc,bhwc->bhwt", matched, features, precision="highest").transpose(0, 3, 1, 2)
         add_pairs_on = {name: partial(add_pairs, pair_points, config, n) for name, n in PAIRS_AT_ONCE.items()}
         cross_entropy, dice, grad_masks = jax.lax.platform_dependent(
-            grad_masks, prediction, mask_logits, targets, **add_pairs_on
+            grad_masks, prediction, mask_logits, targets, labels, **add_pairs_on
         )
         return grad_masks, (cross_entropy, dice)
 
@@ -108,6 +110,7 @@ def add_pairs(
     prediction: Int[Array, ""],
     mask_logits: Float[Array, "B T h w"],
     targets: Targets,
+    labels: PackedLabels,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "B rows L1 h w"]]:
     """Sum up cross-entropy and Dice loss of the pairs of one prediction, and write their gradients to `grad_masks`.
 
@@ -124,7 +127,7 @@ def add_pairs(
         oversampled, uniform = jax.vmap(pair_points)(jnp.full(pairs_at_once, prediction), image, target)
         cross_entropy, dice, gradient = pair_losses(
             mask_logits[image, target],
-            targets.labels,
+            labels,
             image,
             targets.classes[image, target],
             oversampled,
@@ -174,7 +177,7 @@ def set_rows(
 
 def pair_losses(
     masks: Float[Array, "N h w"],
-    labels: Integer[Array, "B H W"],
+    labels: PackedLabels,
     image: Int[Array, "N"],
     classes: Int32[Array, "N"],
     oversampled: Float[Array, "N oversampled 2"],

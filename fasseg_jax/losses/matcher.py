@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.losses.targets import Targets, loop_over_targets
 from fasseg_jax.ops.assignment import assign
-from fasseg_jax.ops.point_sampling import sample_labels, sample_masks_at_shared_points
+from fasseg_jax.ops.point_sampling import PackedLabels, sample_labels, sample_masks_at_shared_points
 
 __all__ = ["match", "matching_costs"]
 
@@ -45,6 +45,7 @@ def matching_costs(
     class_logits: Float[Array, "B Q K1"],
     mask_logits: Float[Array, "B h w Q"],
     targets: Targets,
+    labels: PackedLabels,
     points: Float[Array, "B P 2"],
     config: ConfigDict,
 ) -> Float[Array, "B Q T"]:
@@ -54,12 +55,13 @@ def matching_costs(
       class_logits: "no object" last.
       mask_logits: queries last, so that the values of all masks at a pixel lie together.
       targets: of the same images. Costs of padding may be anything.
+      labels: those of the targets.
       points: where masks are compared, xy in [0, 1].
       config: `config.loss`.
     """
     class_probabilities = jax.nn.softmax(class_logits)  # (B, Q, K1)
     masks = SampledMasks.of(jax.vmap(sample_masks_at_shared_points)(mask_logits, points))
-    corners = sample_labels(targets.labels, jnp.arange(len(points)), points)  # four times (B, P), (B, P)
+    corners = sample_labels(labels, jnp.arange(len(points)), points)  # four times (B, P), (B, P)
 
     def costs_of(classes):  # (B, t) -> (B, Q, t)
         truth = jnp.asarray(

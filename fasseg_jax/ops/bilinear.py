@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Corner", "corners", "interpolate", "taps"]
+__all__ = ["Corner", "corners", "interpolate", "north_west", "taps"]
 
 Length = int | Int[Array, ""]
 
@@ -42,8 +42,8 @@ def corners(x: Float[Array, "*points"], y: Float[Array, "*points"], size: tuple[
     x and y are in [0, 1] of the map's width and height, pixel centers at half-integers; the map is zero outside.
     """
     h, w = size
+    west, north = north_west(x, y, size)
     x, y = x * w - 0.5, y * h - 0.5
-    west, north = jnp.floor(x), jnp.floor(y)
     found = []
     for row, weight_y, slope_y in ((north, north + 1 - y, -1), (north + 1, y - north, 1)):
         for column, weight_x, slope_x in ((west, west + 1 - x, -1), (west + 1, x - west, 1)):
@@ -51,6 +51,14 @@ def corners(x: Float[Array, "*points"], y: Float[Array, "*points"], size: tuple[
             pixel = jnp.where(inside, row.astype(jnp.int32) * w + column.astype(jnp.int32), 0)
             found.append(Corner(inside, pixel, weight_x, weight_y, slope_x, slope_y))
     return found
+
+
+def north_west(
+    x: Float[Array, "*points"], y: Float[Array, "*points"], size: tuple[Length, Length]
+) -> tuple[Float[Array, "*points"], Float[Array, "*points"]]:
+    """Column and row of the pixel north-west of points, which may be -1; whole numbers. Arguments as of `corners`."""
+    h, w = size
+    return jnp.floor(x * w - 0.5), jnp.floor(y * h - 0.5)
 
 
 def taps(

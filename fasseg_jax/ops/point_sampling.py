@@ -8,13 +8,14 @@ Points are xy in [0, 1] of a map's width and height, pixel centers at half-integ
 
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer, UInt32
 
-from fasseg_jax.ops.bilinear import corners
+from fasseg_jax.ops.bilinear import corners, north_west
 
-__all__ = ["sample_labels", "sample_masks", "sample_masks_at_shared_points"]
+__all__ = ["PackedLabels", "pack_labels", "sample_labels", "sample_masks", "sample_masks_at_shared_points"]
 
 
 def sample_masks(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"]) -> Float[Array, "N P"]:
@@ -59,21 +60,56 @@ def sample_masks_at_shared_points(masks: Float[Array, "h w N"], points: Float[Ar
     )
 
 
+@flax.struct.dataclass
+class PackedLabels:
+    """Label maps in which the labels of four pixels that touch lie together, so that a sample needs one gather.
+
+    Attributes:
+      words: each holds one, two or all of the labels north-west, north-east, south-west and south-east of a corner
+        between pixels; the lowest bits hold the first.
+      size: H and W of the label maps.
+      dtype: of the labels.
+    """
+
+    words: tuple[UInt32[Array, "B corners"], ...]
+    size: tuple[int, int] = flax.struct.field(pytree_node=False)
+    dtype: jnp.dtype = flax.struct.field(pytree_node=False)
+
+
+def pack_labels(labels: Integer[Array, "B H W"]) -> PackedLabels:
+    """Pack label maps of up to 32 bits. A map has (H + 1) x (W + 1) corners; outside of it the label is 0."""
+    _, height, width = labels.shape
+    bits = 8 * labels.dtype.itemsize
+    padded = jnp.pad(labels, ((0, 0), (1, 1), (1, 1))).astype(jnp.uint32) & jnp.uint32(2**bits - 1)
+    north, south = padded[:, :-1], padded[:, 1:]
+    four = north[..., :-1], north[..., 1:], south[..., :-1], south[..., 1:]
+    in_word = 32 // bits
+    words = [
+        _sum_of(label << (bits * place) for place, label in enumerate(four[first : first + in_word]))
+        for first in range(0, 4, in_word)
+    ]
+    return PackedLabels(tuple(word.reshape(len(labels), -1) for word in words), (height, width), labels.dtype)
+
+
 def sample_labels(
-    labels: Integer[Array, "B H W"], image: Int[Array, "N"], points: Float[Array, "N P 2"]
+    labels: PackedLabels, image: Int[Array, "N"], points: Float[Array, "N P 2"]
 ) -> list[tuple[Integer[Array, "N P"], Float[Array, "N P"]]]:
     """Labels and bilinear weights of the four pixels around points, each row of which lies in the image `image[n]`.
 
     The mask of class c is one where the label is c. Its samples are sum(weight * (label == c)), fractional as those of
     any mask, so no mask is ever formed.
     """
-    _, height, width = labels.shape
-    pixels = jnp.reshape(labels, -1)  # (B * H * W,)
-    first = image[:, None] * (height * width)  # (N, 1)
-    return [
-        (pixels.at[first + corner.pixel].get(mode="promise_in_bounds"), corner.weight)
-        for corner in corners(points[..., 0], points[..., 1], (height, width))
-    ]
+    height, width = labels.size
+    x, y = points[..., 0], points[..., 1]
+    column, row = (pixel.astype(jnp.int32) + 1 for pixel in north_west(x, y, labels.size))
+    corner = image[:, None] * ((height + 1) * (width + 1)) + row * (width + 1) + column  # (N, P)
+    bits = 8 * labels.dtype.itemsize
+    found = []
+    for word in labels.words:
+        values = word.reshape(-1).at[corner].get(mode="promise_in_bounds")
+        found += [((values >> n) & jnp.uint32(2**bits - 1)).astype(labels.dtype) for n in range(0, 32, bits)]
+    weights = [corner.weight for corner in corners(x, y, labels.size)]
+    return list(zip(found, weights, strict=True))
 
 
 def _sum_of(terms):

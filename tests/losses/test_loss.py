@@ -20,6 +20,7 @@ from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import PointCounts, SamplingPoints, draw_loss_points, draw_matching_points
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.predictions import FactoredPredictions
+from fasseg_jax.ops.point_sampling import pack_labels
 from tests.helpers import GOLDEN, ROOT, xla_flags
 
 
@@ -48,7 +49,7 @@ def match_all(predictions, targets, points, config):
 
     @jax.jit
     def one(targets, logits, masks, points):
-        costs = matching_costs(logits, masks, targets, points, config)
+        costs = matching_costs(logits, masks, targets, pack_labels(targets.labels), points, config)
         (queries,), non_finite = match(costs[None], targets)
         return costs, queries, non_finite
 

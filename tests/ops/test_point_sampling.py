@@ -8,6 +8,7 @@ from jaxtyping import TypeCheckError
 
 from fasseg_jax.ops import reference, selection
 from fasseg_jax.ops.point_sampling import (
+    pack_labels,
     sample_by_gathers,
     sample_by_matmuls,
     sample_labels,
@@ -66,12 +67,16 @@ def test_gradient_of_masks_is_the_transpose(points, sample):
         assert gradient[n, row, column] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32])
 def test_labels(points, dtype):
-    labels = np.random.default_rng(4).choice([0, 1, 7, 255], (3, 5, 7)).astype(dtype)
+    largest = np.iinfo(dtype).max
+    values = [0, 1, largest, 255, *([-1] if np.iinfo(dtype).min < 0 else [])]
+    labels = np.random.default_rng(4).choice(values, (3, 5, 7)).astype(dtype)
     image = np.array([2, 0])
-    corners = jax.jit(sample_labels)(labels, image, points)
-    for c in (0, 1, 7):
+    corners = jax.jit(lambda *arguments: sample_labels(pack_labels(arguments[0]), *arguments[1:]))(
+        labels, image, points
+    )
+    for c in values:
         expected = [[bilinear(labels[i] == c, *point) for point in own] for i, own in zip(image, points, strict=True)]
         np.testing.assert_allclose(sum(weight * (label == c) for label, weight in corners), expected, atol=2e-6)
 
