@@ -5,6 +5,7 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping
 
 from fasseg_jax.runtime.distributed import all_gather_objects
+from fasseg_jax.runtime.files import WriteError
 
 __all__ = ["fail_together", "package_versions", "require_equal"]
 
@@ -18,18 +19,19 @@ def fail_together() -> Iterator[None]:
     Raises:
       ValueError: the block raised an `OSError` or a `ValueError` on another host; the message names the host. A host
         on which the block raised raises its own error.
+      WriteError: likewise, if it was a `WriteError`.
     """
     own = None
     try:
         yield
     except (OSError, ValueError) as error:
         own = error
-    messages = all_gather_objects(None if own is None else str(own))
+    errors = all_gather_objects(None if own is None else [isinstance(own, WriteError), str(own)])
     if own is not None:
         raise own
-    for host, message in enumerate(messages):
-        if message is not None:
-            raise ValueError(f"host {host}: {message}")
+    for host, found in enumerate(errors):
+        if found is not None:
+            raise (WriteError if found[0] else ValueError)(f"host {host}: {found[1]}")
 
 
 def require_equal(facts: Mapping[str, str]) -> None:
