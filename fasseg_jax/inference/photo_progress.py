@@ -68,9 +68,12 @@ class PhotoProgress:
         self._records.add(json.dumps([str(name), file_state(path)]).encode() + b"\n")
 
     def finish(self) -> None:
-        """Forget what is done: all is. All hosts must have done their share."""
-        self._records.close()
-        remove_folder(self._folder)
+        """Forget what is done: all is. All hosts must call this, when all have done their share."""
+        with fail_together():
+            self._records.close()
+        with fail_together():
+            if jax.process_index() == 0:
+                remove_folder(self._folder)
 
     def __enter__(self) -> "PhotoProgress":
         return self

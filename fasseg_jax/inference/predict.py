@@ -179,9 +179,7 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
             done = progress.num_done + len(seconds)
             print(f"Interrupted: {done} of {len(photos)} photos are done. The same command does the others.")
             return PhotosOutcome(interrupted=True, unreadable=unreadable)
-        with fail_together():
-            if jax.process_index() == 0:
-                progress.finish()
+        progress.finish()
     if label_files and seconds:
         label_files.finish()
         print(f"Labels to correct are in {label_files.folder}; to_correct.csv lists the least certain photos first.")

@@ -15,7 +15,7 @@ from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
+from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal, require_shared
 from fasseg_jax.runtime.command_line import end_within, other_program
 from fasseg_jax.runtime.compilation import announce, paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
@@ -40,6 +40,7 @@ __all__ = ["train"]
 PROFILED_STEPS = range(10, 15)  # of this run; by then everything is compiled
 PATIENCE = 300  # seconds, in which a checkpoint that is being written can be finished
 CLASSES_FILE = "class_pixels.npz"  # in WORKDIR: what the scan for rare classes found
+LOCK = ".host_{}.lock"  # in WORKDIR, of each host
 OF_A_HOST = ("data.num_threads", "data.prefetch", "data.root")  # fields in which hosts may differ
 
 
@@ -76,7 +77,9 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
             check_batch_size(config, mesh.size)
         with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
+            lock = lock_folder(workdir, LOCK.format(jax.process_index()))
+    require_shared(workdir, LOCK)
+    with fail_together():
         training, validation = open_source(config, "training"), open_source(config, "validation")
         label_notes = [*describe_data(config.data), *look_at_labels(training, config.data)]
         repeats, config.loss.class_weights = balance_classes(config, training, workdir / CLASSES_FILE, on_first_host)
