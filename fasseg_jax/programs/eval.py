@@ -15,6 +15,7 @@ Exit status: 0 done; 1 images were skipped, the network's output is not finite, 
 usage, checkpoint or data; 75 interrupted, or a host was lost, and the same command resumes.
 """
 
+import jax
 from absl import flags, logging
 
 from fasseg_jax.config import base_config, config_flags
@@ -34,7 +35,7 @@ PATIENCE = 30  # seconds after an error, in which the hosts take leave of each o
 def main(argv: list[str]) -> int:
     """Run the program and return its exit status."""
     status = evaluate(argv)
-    if status not in (0, INTERRUPTED):
+    if status not in (0, INTERRUPTED) and jax.distributed.is_initialized():
         end_within(PATIENCE, status)
     return status
 
@@ -47,8 +48,9 @@ def evaluate(argv: list[str]) -> int:
         options = read_options(argv)
         lost_host_seconds = (options.config or base_config()).train.lost_host_seconds
         join_hosts(lost_host_seconds)
+        devices = choose_devices(flag.device)
         with lost_hosts_first(lost_host_seconds):
-            evaluation = prepare_evaluation(options, choose_devices(flag.device))
+            evaluation = prepare_evaluation(options, devices)
         evaluation.segmenter.announce = announce
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=1 if isinstance(error, WriteError) else 2)

@@ -59,7 +59,7 @@ PATIENCE = 30  # seconds after an error, in which the hosts take leave of each o
 def main(argv: list[str]) -> int:
     """Run the program and return its exit status."""
     status = predict(argv)
-    if status not in (0, INTERRUPTED):
+    if status not in (0, INTERRUPTED) and jax.distributed.is_initialized():
         end_within(PATIENCE, status)
     return status
 
@@ -73,13 +73,13 @@ def predict(argv: list[str]) -> int:
     try:
         options = read_options(argv)
         join_hosts(lost_host_seconds)
+        device = choose_device(flag.device)
         if jax.process_count() > 1 and (video or options.write_labels):
             raise ValueError(f"{'a video' if video else '--write_labels'} is for one host; start the program on one")
         if jax.process_index() > 0:
             sys.stdout = io.StringIO()  # the first host speaks for all
         with lost_hosts_first(lost_host_seconds), fail_together():
             photos = {} if video else find_photos(options)
-            device = choose_device(flag.device)
             cache = enable_compilation_cache() or "memory"
             segmenter = load_segmenter(options)
             segmenter.announce = announce

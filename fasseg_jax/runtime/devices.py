@@ -74,22 +74,24 @@ def join_hosts(lost_host_seconds: int) -> None:
     jax.distributed.initialize(
         **arguments, heartbeat_timeout_seconds=lost_host_seconds, initialization_timeout=START_SECONDS
     )
-    tell_supervisor(host=jax.process_index(), hosts=jax.process_count())
 
 
 @contextlib.contextmanager
 def lost_hosts_first(lost_host_seconds: int) -> Iterator[None]:
     """If the block raises because the exchange with another host failed, wait until it is known which host is lost.
 
-    JAX's coordination service then ends this process. If it does not, no host is lost, and the error is raised.
+    JAX's coordination service then ends this process. If it does not, no host is lost, and the error is raised. Devices
+    must be chosen before.
 
     Args:
       lost_host_seconds: of `join_hosts`.
     """
+    if jax.distributed.is_initialized():
+        tell_supervisor(host=jax.process_index(), hosts=jax.process_count())
     try:
         yield
     except Exception as error:
-        if jax.process_count() > 1 and _comes_from_jax(error):
+        if jax.distributed.is_initialized() and _comes_from_jax(error):
             time.sleep(lost_host_seconds + 30)
         raise
 
