@@ -44,6 +44,10 @@ class PhotoProgress:
           WriteError: the folder cannot be written.
         """
         self._folder = output / ".progress"
+        self._records: RecordFile | None = None
+        self.share, self.num_done = photos, 0
+        if len(photos) == 1 and jax.process_count() == 1:
+            return  # there is nothing to resume
         prediction = _describe(segmenter, writes)
         names = "\n".join(map(str, photos.values()))
         digest = hashlib.blake2b(names.encode(errors="surrogateescape"), digest_size=16).hexdigest()
@@ -65,10 +69,13 @@ class PhotoProgress:
 
     def add(self, path: Path, name: Path) -> None:
         """Say that the results of a photo are written."""
-        self._records.add(json.dumps([str(name), file_state(path)]).encode() + b"\n")
+        if self._records:
+            self._records.add(json.dumps([str(name), file_state(path)]).encode() + b"\n")
 
     def finish(self) -> None:
         """Forget what is done: all is. All hosts must call this, when all have done their share."""
+        if not self._records:
+            return
         with fail_together():
             self._records.close()
         with fail_together():
@@ -79,7 +86,8 @@ class PhotoProgress:
         return self
 
     def __exit__(self, *_) -> None:
-        self._records.close()
+        if self._records:
+            self._records.close()
 
 
 def _describe(segmenter: Segmenter, writes: dict[str, Any]) -> dict[str, str]:
