@@ -19,7 +19,7 @@ from fasseg_jax.runtime.agreement import fail_together, package_versions, requir
 from fasseg_jax.runtime.command_line import end_within, other_program
 from fasseg_jax.runtime.compilation import announce, paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
-from fasseg_jax.runtime.files import Path, local_folder, make_path, named_write_errors
+from fasseg_jax.runtime.files import Path, WriteError, local_folder, make_path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.runtime.supervision import INTERRUPTED
@@ -165,6 +165,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
                 log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
                 log.progress(step, f"loss {values['loss']:.3f}")
             if due.save:
+                if not (workdir / LOCK.format(jax.process_index())).exists():  # checkpoints would go on, not the log
+                    raise WriteError(f"cannot write {workdir}: the folder was removed while the training ran")
                 mean_iou = evaluator(state, step, watchdog.progress) if due.evaluate else None
                 log.flush()  # a run that is resumed from here has logged all before
                 checkpoints.save(step, state, mean_iou)
