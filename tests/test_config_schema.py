@@ -31,7 +31,7 @@ MAY_BE_ZERO = {
     *("loss.class_weight", "loss.mask_weight", "loss.dice_weight", "loss.no_object_weight", "loss.importance_ratio"),
     *("model.decoder.mask_threshold", "model.backbone.drop_path", "model.backbone.num_registers"),
     *("optimizer.warmup_steps", "train.patience", "data.repeat_below", "augmentation.balanced_crops"),
-    *("loss.class_balance", "data.validation_share"),
+    *("loss.class_balance", "data.validation_share", "train.watchdog_minutes"),
     *("optimizer.poly_power", "optimizer.backbone_multiplier", "optimizer.weight_decay"),
     *("train.seed", "train.ema_decay", "inference.sliding.overlap", "inference.sliding.short_side"),
 }

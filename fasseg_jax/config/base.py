@@ -239,6 +239,10 @@ def base_config() -> ConfigDict:
             "patience": 0,  # evaluations without a better mIoU, after which the training ends; 0: it never ends early
             "evaluation_stride": 1,  # evaluate every n-th sample of the split
             "keep_checkpoints": 2,  # number of latest checkpoints to keep; the best by mIoU is kept too
+            "lost_host_seconds": 60,  # without a sign of life, after which a host is lost, and all others end
+            # Minutes without a step, an evaluated image or the end of another part of the work, after which the program
+            # prints the stacks of its threads and ends; 0: never.
+            "watchdog_minutes": 30.0,
         }
     )
 

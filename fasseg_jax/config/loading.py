@@ -38,6 +38,8 @@ IMMATERIAL = (
     "train.log_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.lost_host_seconds",
+    "train.watchdog_minutes",
     "train.evaluate_every",
     "train.patience",
     "train.evaluation_stride",

@@ -151,6 +151,8 @@ FIELDS: dict[str, Rule | Sequence] = {
     "train.patience": _integer(0, 1_000_000),
     "train.evaluation_stride": COUNT,
     "train.keep_checkpoints": COUNT,
+    "train.lost_host_seconds": _integer(10, 240),
+    "train.watchdog_minutes": _number(0, 10_000),
     "augmentation.short_sides": SIDES,
     "augmentation.max_long_side": LENGTH,
     "augmentation.crop": Sequence(

@@ -73,7 +73,12 @@ def share_of_host(indices: Iterable[int]) -> list[int]:
 
 
 def evaluate_source(
-    segmenter: Segmenter, source: Source, ignore_label: int, stride: int = 1, num_threads: int = 1
+    segmenter: Segmenter,
+    source: Source,
+    ignore_label: int,
+    stride: int = 1,
+    num_threads: int = 1,
+    progress: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Evaluate a split while a model trains.
 
@@ -85,6 +90,7 @@ def evaluate_source(
       ignore_label: label of ignored pixels in the ground truth.
       stride: evaluate every n-th sample.
       num_threads: number of threads that read and count.
+      progress: is called after each sample.
 
     Returns:
       The counts, without boundaries.
@@ -92,7 +98,13 @@ def evaluate_source(
     num_classes = len(source.classes)
     indices = share_of_host(range(0, len(source), stride))
     results = evaluate_images(segmenter, source, indices, ignore_label, num_threads=num_threads, details=False)
-    vectors = all_gather_objects(sum_counts(results, num_classes).to_vector().tolist())
+
+    def reported() -> Iterator[ImageResult]:
+        for result in results:
+            progress()
+            yield result
+
+    vectors = all_gather_objects(sum_counts(reported(), num_classes).to_vector().tolist())
     return Counts.from_vector(np.array(vectors, np.int64).sum(axis=0))
 
 

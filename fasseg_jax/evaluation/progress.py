@@ -6,23 +6,24 @@ next run drops a line that a killed run left incomplete, and evaluates samples a
 """
 
 import dataclasses
-import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from fasseg_jax.config import flat_fields
 from fasseg_jax.data import DataError, Source
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
+from fasseg_jax.runtime.agreement import fail_together, package_versions
 from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.files import Path, remove_folder, write_atomically
 from fasseg_jax.runtime.record_file import RecordFile, list_record_files, read_records
+from fasseg_jax.weights.digest import variables_digest
 
-__all__ = ["EvaluationProgress", "OtherEvaluationError", "describe_evaluation"]
+__all__ = ["EvaluationProgress", "OtherEvaluationError", "describe_evaluation", "evaluation_facts"]
 
 FORMAT = 1  # of the lines; lines of different formats are not mixed
 # Fields of `config.data` that do not change results. A sample's version identifies its file, wherever that lies.
@@ -45,17 +46,21 @@ def describe_evaluation(
       predictions: which label maps the evaluation also writes.
     """
     fields = flat_fields(ConfigDict({part: config[part] for part in ("data", "inference", "model")}))
-    digest = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.view(np.uint8).reshape(-1).data)
     return {
         "format": FORMAT,
         **{f"config.{name}": value for name, value in fields.items() if name not in WITHOUT_EFFECT},
         "class names": list(classes.names),
-        "weights": digest.hexdigest(),
+        "weights": variables_digest(variables),
         "predictions": predictions,
+    }
+
+
+def evaluation_facts(evaluation: Mapping[str, Any], source: Source) -> dict[str, str]:
+    """What must be the same on all hosts: name -> value, in words; `evaluation` is of `describe_evaluation`."""
+    return {
+        **{f"the version of {name}": version for name, version in package_versions().items()},
+        **{name: str(value) for name, value in evaluation.items()},
+        "the number of images": str(len(source)),
     }
 
 
@@ -89,10 +94,11 @@ class EvaluationProgress:
           OtherEvaluationError: the folder holds the progress of a different evaluation.
         """
         header = folder / "evaluation.json"
-        if restart and header.exists():
-            remove_folder(folder)  # another host may do so at the same time
-        found = _differences(_read_header(header), evaluation)
-        results = [] if found else _read_results(folder)
+        with fail_together():
+            if restart and header.exists():
+                remove_folder(folder)  # another host may do so at the same time
+            found = _differences(_read_header(header), evaluation)
+            results = [] if found else _read_results(folder)
         current = [result.to_json() for result in results if _is_current(result, source)]
         gathered = all_gather_objects([found, current, [result.index for result in results]])  # before any host writes
         differences: list[str] = next((differences for differences, *_ in gathered if differences), [])
@@ -101,7 +107,7 @@ class EvaluationProgress:
                 f"{folder.parent} holds another evaluation ({'; '.join(differences)}): give another --output, or "
                 "--restart to discard it"
             )
-        with write_atomically(header) as partial:
+        with fail_together(), write_atomically(header) as partial:
             partial.write_text(json.dumps(evaluation, indent=1))
         done = {fields["index"]: ImageResult.from_json(fields) for _, current, _ in gathered for fields in current}
         return cls(folder, done, changed=len({index for *_, indices in gathered for index in indices} - done.keys()))

@@ -5,6 +5,7 @@ import math
 from pathlib import PurePath
 from typing import Any
 
+from ml_collections import ConfigDict
 from PIL import Image
 
 from fasseg_jax.data import Source
@@ -19,7 +20,15 @@ from fasseg_jax.runtime.files import Path, remove_folder, write_atomically
 from fasseg_jax.visualization.confusion_matrix import draw_confusion
 from fasseg_jax.visualization.overlay import draw_comparison
 
-__all__ = ["picture_images", "rank", "write_images", "write_numbers", "write_pictures"]
+__all__ = [
+    "default_output",
+    "describe_inference",
+    "picture_images",
+    "rank",
+    "write_images",
+    "write_numbers",
+    "write_pictures",
+]
 
 
 def rank(results: list[ImageResult], num_classes: int) -> list[tuple[float, ImageResult]]:
@@ -96,3 +105,23 @@ def write_pictures(
         name = "_".join(PurePath(image.name).parts)
         with write_atomically(pictures / f"{number:03d}_{name}.png") as partial:
             Image.fromarray(comparison).save(partial)
+
+
+def default_output(checkpoint: Path, config: ConfigDict) -> Path:
+    """evaluation/CHECKPOINT-MODE, or evaluation/RUN-STEP-MODE, below the working directory."""
+    checkpoint = checkpoint.resolve()
+    names = [checkpoint.name]
+    if checkpoint.parent.name == "checkpoints" and checkpoint.name.isdigit():
+        names.insert(0, checkpoint.parent.parent.name)
+    return Path("evaluation", "-".join([*names, config.inference.mode]))
+
+
+def describe_inference(inference: ConfigDict) -> str:
+    """The mode of `config.inference` and its sizes, in words."""
+    if inference.mode == "multi_scale":
+        sides, flip = inference.multi_scale.short_sides, inference.multi_scale.flip
+        return f"multi-scale, shorter sides {', '.join(map(str, sides))}{', each also flipped' if flip else ''}"
+    if inference.mode == "sliding":
+        (height, width), short_side = inference.sliding.window, inference.sliding.short_side
+        return f"windows of {width}x{height}, shorter side {short_side or 'as it is'}"
+    return f"single-scale, shorter side {inference.short_side}, longer at most {inference.max_long_side}"

@@ -17,12 +17,21 @@ from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.display import EvaluationDisplay
 from fasseg_jax.evaluation.evaluate import ImageResult, evaluate_images, share_of_host, sum_counts
 from fasseg_jax.evaluation.metrics import metrics_of
-from fasseg_jax.evaluation.progress import EvaluationProgress, describe_evaluation
-from fasseg_jax.evaluation.results import picture_images, rank, write_images, write_numbers, write_pictures
+from fasseg_jax.evaluation.progress import EvaluationProgress, describe_evaluation, evaluation_facts
+from fasseg_jax.evaluation.results import (
+    default_output,
+    describe_inference,
+    picture_images,
+    rank,
+    write_images,
+    write_numbers,
+    write_pictures,
+)
 from fasseg_jax.evaluation.submission import result_name, write_labels
 from fasseg_jax.evaluation.tables import print_table
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.views import inference_settings
+from fasseg_jax.runtime.agreement import fail_together, require_equal
 from fasseg_jax.runtime.command_line import print_error
 from fasseg_jax.runtime.compilation import CompileTimer, enable_compilation_cache
 from fasseg_jax.runtime.distributed import all_gather_objects
@@ -36,7 +45,6 @@ __all__ = [
     "Evaluation",
     "EvaluationOptions",
     "EvaluationOutcome",
-    "describe_inference",
     "prepare_evaluation",
     "run_evaluation",
     "write_results",
@@ -120,19 +128,22 @@ def prepare_evaluation(options: EvaluationOptions, devices: list[jax.Device]) ->
       devices: this host's devices.
 
     Raises:
-      ValueError, OSError: the checkpoint, the data or the output folder cannot be used.
+      ValueError, OSError: the checkpoint, the data or the output folder cannot be used, on this host or another; or
+        another host was started otherwise.
     """
     cache = enable_compilation_cache() or "memory"
     _print(f"Computing on {jax.device_count()} x {devices[0].device_kind}; compiled programs are kept in {cache}.")
-    path, origin = find_checkpoint(fetch(options.checkpoint))
-    _print(f"Checkpoint: {path}{origin}.")
-    checkpoint = load_pretrained(path)
-    checkpoint.require_whole_model(path)
-    config = _evaluation_config(checkpoint, options)
-    source = _open_data(config, checkpoint.classes, options.skip_unreadable)
-    segmenter = Segmenter(config, checkpoint.variables, source.classes, devices=devices)
-    output = make_path(options.output or _default_output(path, config))
-    identity = describe_evaluation(config, checkpoint.variables, source.classes, options.save_predictions)
+    with fail_together():
+        path, origin = find_checkpoint(fetch(options.checkpoint))
+        _print(f"Checkpoint: {path}{origin}.")
+        checkpoint = load_pretrained(path)
+        checkpoint.require_whole_model(path)
+        config = _evaluation_config(checkpoint, options)
+        source = _open_data(config, checkpoint.classes, options.skip_unreadable)
+        segmenter = Segmenter(config, checkpoint.variables, source.classes, devices=devices)
+        output = make_path(options.output or default_output(path, config))
+        identity = describe_evaluation(config, checkpoint.variables, source.classes, options.save_predictions)
+    require_equal(evaluation_facts(identity, source))
     progress = EvaluationProgress.open(output / "progress", identity, source, options.restart)
     _print(f"{len(source)} images of {config.data.root or config.data.source}; results go to {output}.")
     if progress.done:
@@ -153,7 +164,8 @@ def run_evaluation(evaluation: Evaluation) -> EvaluationOutcome:
       OSError: the results cannot be written.
     """
     source, progress = evaluation.source, evaluation.progress
-    results, skipped, stopped = _evaluate_share_of_host(evaluation)
+    with fail_together():  # the others finish their share first, which is kept
+        results, skipped, stopped = _evaluate_share_of_host(evaluation)
     gathered = all_gather_objects([stopped, skipped, [result.to_json() for result in results]])
     results = [*progress.done.values(), *(ImageResult.from_json(fields) for *_, host in gathered for fields in host)]
     skipped = list(dict.fromkeys(message for _, host, _ in gathered for message in host))
@@ -162,9 +174,9 @@ def run_evaluation(evaluation: Evaluation) -> EvaluationOutcome:
         return EvaluationOutcome(interrupted=True, skipped=skipped)
     if not results:
         raise DataError(f"none of {len(source)} images could be read")
-    if jax.process_index() == 0:
-        write_results(evaluation, results, skipped)
-    all_gather_objects("written")  # the other hosts wait here
+    with fail_together():  # the other hosts wait here
+        if jax.process_index() == 0:
+            write_results(evaluation, results, skipped)
     return EvaluationOutcome(interrupted=False, skipped=skipped)
 
 
@@ -231,17 +243,6 @@ def write_results(evaluation: Evaluation, results: list[ImageResult], skipped: l
     print(f"Results are in {output}. Open {output / 'report.html'} to look at them.")
 
 
-def describe_inference(inference: ConfigDict) -> str:
-    """The mode of `config.inference` and its sizes, in words."""
-    if inference.mode == "multi_scale":
-        sides, flip = inference.multi_scale.short_sides, inference.multi_scale.flip
-        return f"multi-scale, shorter sides {', '.join(map(str, sides))}{', each also flipped' if flip else ''}"
-    if inference.mode == "sliding":
-        (height, width), short_side = inference.sliding.window, inference.sliding.short_side
-        return f"windows of {width}x{height}, shorter side {short_side or 'as it is'}"
-    return f"single-scale, shorter side {inference.short_side}, longer at most {inference.max_long_side}"
-
-
 def _evaluation_config(checkpoint: Checkpoint, options: EvaluationOptions) -> ConfigDict:
     """The checkpoint's configuration, with data, inference and dtype of `options.config`."""
     config = checkpoint.config.copy_and_resolve_references()
@@ -272,15 +273,6 @@ def _open_data(config: ConfigDict, classes: ClassTable, skip_unreadable: bool) -
     for problem in source.problems if jax.process_index() == 0 else ():
         print_error(f"skipped {problem}", status=0)
     return source
-
-
-def _default_output(checkpoint: Path, config: ConfigDict) -> Path:
-    """evaluation/CHECKPOINT-MODE, or evaluation/RUN-STEP-MODE, below the working directory."""
-    checkpoint = checkpoint.resolve()
-    names = [checkpoint.name]
-    if checkpoint.parent.name == "checkpoints" and checkpoint.name.isdigit():
-        names.insert(0, checkpoint.parent.parent.name)
-    return Path("evaluation", "-".join([*names, config.inference.mode]))
 
 
 def _prediction_writer(evaluation: Evaluation) -> Callable[[str, np.ndarray], None] | None:

@@ -18,18 +18,29 @@ from fasseg_jax.data import data_classes
 from fasseg_jax.data.images import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
 from fasseg_jax.inference.explain import explain
 from fasseg_jax.inference.explanation_page import draw_explanation
+from fasseg_jax.inference.generated_photo import generate_photo
 from fasseg_jax.inference.label_files import LabelFiles
+from fasseg_jax.inference.photo_progress import PhotoProgress
 from fasseg_jax.inference.segmenter import Segmentation, Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.runtime.agreement import fail_together
 from fasseg_jax.runtime.buckets import SCHEME
 from fasseg_jax.runtime.command_line import one_line, other_program, program_name
 from fasseg_jax.runtime.compilation import CompileTimer
-from fasseg_jax.runtime.files import Path, local_copy, local_folder, make_path, write_atomically
+from fasseg_jax.runtime.distributed import all_gather_objects
+from fasseg_jax.runtime.files import Path, local_copy, local_folder, make_path, remove_folder, write_atomically
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.visualization.overlay import draw_overlay
 
-__all__ = ["PredictionOptions", "find_photos", "load_segmenter", "segment_camera_or_video", "segment_photos"]
+__all__ = [
+    "PhotosOutcome",
+    "PredictionOptions",
+    "find_photos",
+    "load_segmenter",
+    "segment_camera_or_video",
+    "segment_photos",
+]
 
 LONGEST_NAME = 255  # bytes, on the file systems of Linux, macOS and Windows
 WARNING = "Untrained weights: this picture shows that the installation works; the classes mean nothing."
@@ -124,42 +135,51 @@ def load_segmenter(options: PredictionOptions) -> Segmenter:
     return Segmenter(config, variables, data_classes(config.data))
 
 
-def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: PredictionOptions) -> list[Path]:
-    """Segment photos and write the results.
+@dataclasses.dataclass(frozen=True)
+class PhotosOutcome:
+    """How the prediction of photos ended.
+
+    Attributes:
+      interrupted: whether it stopped before its end; the same options do what is left.
+      unreadable: the photos that could not be read, or whose names are too long to name results.
+    """
+
+    interrupted: bool
+    unreadable: list[str]
+
+
+def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: PredictionOptions) -> PhotosOutcome:
+    """Segment photos and write the results. All hosts must call this; each does its share.
 
     Args:
       segmenter: the model, with classes.
       photos: from `find_photos`.
       options: what to write, and where.
 
-    Returns:
-      The photos that could not be read, or whose names are too long to name results.
+    Raises:
+      ValueError: another host was started otherwise.
+      OSError: the results cannot be written.
+      FloatingPointError: the network's output is not finite.
     """
     compiling = CompileTimer()
-    unreadable: list[Path] = []
-    seconds: list[float] = []
     label_files = None
     if options.write_labels:
         assert segmenter.classes is not None, "annotations name classes"
         label_files = LabelFiles(options.write_labels, options.output, segmenter.classes)
-    for path, name in tqdm(photos.items(), unit="photo", disable=None):
-        try:
-            _check_name(path, name)
-            image = open_photo(path)
-        except PhotoError as error:
-            unreadable.append(path)
-            tqdm.write(f"{program_name()}: skipped {one_line(error)}", file=sys.stderr)
-            continue
-        compiled_before, start = compiling.seconds, time.perf_counter()
-        result = segmenter(image, scores=options.scores, uncertainty=label_files is not None)
-        compiled = compiling.seconds - compiled_before
-        seconds.append(time.perf_counter() - start - compiled)
-        if compiled > 1:
-            height, width = result.labels.shape
-            tqdm.write(f"{width} x {height} pixels: {compiled:.1f} s to compile or load the program for this size")
-        write_result(image, result, segmenter, options.output / name, options)
-        if label_files:
-            label_files.add(path, name, _path_in_input(path, options), result.labels, result.uncertainty or 0.0)
+        remove_folder(options.output / ".progress")
+    writes = {name: getattr(options, name) for name in ("scores", "explain", "warning", "write_labels")}
+    with PhotoProgress(options.output, segmenter, photos, writes) as progress:
+        if progress.num_done:
+            print(f"{progress.num_done} of them are done.")
+        with fail_together():  # the others finish their share first, which is kept
+            seconds, unreadable, stopped = _segment_share(segmenter, progress, options, label_files, compiling)
+        gathered = all_gather_objects([seconds, unreadable, stopped])
+        seconds, unreadable = ([item for host in gathered for item in host[part]] for part in (0, 1))
+        if any(stopped for *_, stopped in gathered):
+            done = progress.num_done + len(seconds)
+            print(f"Interrupted: {done} of {len(photos)} photos are done. The same command does the others.")
+            return PhotosOutcome(interrupted=True, unreadable=unreadable)
+        progress.finish()
     if label_files and seconds:
         label_files.finish()
         print(f"Labels to correct are in {label_files.folder}; to_correct.csv lists the least certain photos first.")
@@ -173,7 +193,42 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
             f"the network's input, {compiling.seconds:.1f} s to compile or load programs."
         )
         print(f"Results are in {options.output}.")
-    return unreadable
+    return PhotosOutcome(interrupted=False, unreadable=unreadable)
+
+
+def _segment_share(
+    segmenter: Segmenter,
+    progress: PhotoProgress,
+    options: PredictionOptions,
+    label_files: LabelFiles | None,
+    compiling: CompileTimer,
+) -> tuple[list[float], list[str], bool]:
+    """Segment this host's photos: seconds for each, those that cannot be read, whether it was interrupted."""
+    seconds: list[float] = []
+    unreadable: list[str] = []
+    interruption = Interruption(together=False)
+    for path, name in tqdm(progress.share.items(), unit="photo", disable=None):
+        if interruption.requested():
+            return seconds, unreadable, True
+        try:
+            _check_name(path, name)
+            image = open_photo(path)
+        except PhotoError as error:
+            unreadable.append(str(path))
+            tqdm.write(f"{program_name()}: skipped {one_line(error)}", file=sys.stderr)
+            continue
+        compiled_before, start = compiling.seconds, time.perf_counter()
+        result = segmenter(image, scores=options.scores, uncertainty=label_files is not None)
+        compiled = compiling.seconds - compiled_before
+        seconds.append(time.perf_counter() - start - compiled)
+        if compiled > 1:
+            height, width = result.labels.shape
+            tqdm.write(f"{width} x {height} pixels: {compiled:.1f} s to compile or load the program for this size")
+        write_result(image, result, segmenter, options.output / name, options)
+        if label_files:
+            label_files.add(path, name, _path_in_input(path, options), result.labels, result.uncertainty or 0.0)
+        progress.add(path, name)
+    return seconds, unreadable, False
 
 
 def _path_in_input(path: Path, options: PredictionOptions) -> str:
@@ -243,17 +298,3 @@ def segment_camera_or_video(segmenter: Segmenter, source: str, options: Predicti
     if summary.damaged:
         print(f"{summary.damaged} frames were damaged: the decoder has filled in parts of them.")
     return summary
-
-
-def generate_photo(height: int = 512, width: int = 683) -> np.ndarray:
-    """Draw textured disks before a shaded background, always the same: uint8 RGB, (H, W, 3)."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    picture = np.stack([90 + 80 * y / height, 130 + 50 * x / width, 210 - 120 * y / height], axis=-1)
-    for _ in range(9):
-        center_y, center_x, radius = rng.uniform((0, 0, 40), (height, width, 130))
-        frequency_y, frequency_x = rng.uniform(-0.4, 0.4, 2)
-        texture = 25 * np.sin(frequency_y * y + frequency_x * x)[..., None] + rng.uniform(30, 225, 3)
-        inside = (y - center_y) ** 2 + (x - center_x) ** 2 < radius**2
-        picture[inside] = texture[inside]
-    return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)

@@ -12,6 +12,7 @@ from absl import app, flags
 
 from fasseg_jax import __version__
 from fasseg_jax.runtime.command_line import parse_flags, print_error
+from fasseg_jax.runtime.supervision import supervise
 
 __all__ = ["COMMANDS", "Command", "main", "run"]
 
@@ -44,6 +45,7 @@ COMMANDS = {
     "push": Command("fasseg_jax.programs.push", "Write a model as a folder for the Hugging Face Hub, and upload it."),
     "summary": Command("fasseg_jax.summary.__main__", "Print parameters, arithmetic and memory of a network."),
 }
+ON_SEVERAL_HOSTS = ("train", "eval", "predict")
 
 
 def main() -> None:
@@ -81,6 +83,8 @@ def usage() -> str:
 
 def run(command: str) -> None:
     """Run a program with the arguments in `sys.argv[1:]`, and end with its exit status."""
+    if command in ON_SEVERAL_HOSTS:
+        supervise()
     program = importlib.import_module(COMMANDS[command].module)
     sys.modules["__main__"].__doc__ = program.__doc__  # absl prints it at --help
     program.define_flags()

@@ -12,36 +12,51 @@ worst/ (photo, ground truth and prediction of the worst images) and, with --save
 holds the progress: after an interruption the same command resumes, and ends with the same results.
 
 Exit status: 0 done; 1 images were skipped, the network's output is not finite, or results cannot be written; 2 wrong
-usage, checkpoint or data; 75 interrupted, and the same command resumes.
+usage, checkpoint or data; 75 interrupted, or a host was lost, and the same command resumes.
 """
 
+import jax
 from absl import flags, logging
 
-from fasseg_jax.config import config_flags
+from fasseg_jax.config import base_config, config_flags
 from fasseg_jax.data import DataError
 from fasseg_jax.evaluation.run import EvaluationOptions, prepare_evaluation, run_evaluation
-from fasseg_jax.runtime.command_line import print_error
+from fasseg_jax.runtime.command_line import end_within, print_error
 from fasseg_jax.runtime.compilation import announce
-from fasseg_jax.runtime.devices import choose_devices, join_hosts
+from fasseg_jax.runtime.devices import choose_devices, join_hosts, lost_hosts_first
 from fasseg_jax.runtime.files import WriteError, make_path
-from fasseg_jax.runtime.preemption import INTERRUPTED
+from fasseg_jax.runtime.supervision import INTERRUPTED
 
 __all__ = ["define_flags", "main"]
+
+PATIENCE = 30  # seconds after an error, in which the hosts take leave of each other
 
 
 def main(argv: list[str]) -> int:
     """Run the program and return its exit status."""
+    status = evaluate(argv)
+    if status not in (0, INTERRUPTED) and jax.distributed.is_initialized():
+        end_within(PATIENCE, status)
+    return status
+
+
+def evaluate(argv: list[str]) -> int:
+    """Evaluate, print what is wrong, and return the exit status."""
     logging.set_verbosity(logging.WARNING)  # hides JAX's notes on platforms that this machine lacks
     flag = flags.FLAGS
     try:
         options = read_options(argv)
-        join_hosts()
-        evaluation = prepare_evaluation(options, choose_devices(flag.device))
+        lost_host_seconds = (options.config or base_config()).train.lost_host_seconds
+        join_hosts(lost_host_seconds)
+        devices = choose_devices(flag.device)
+        with lost_hosts_first(lost_host_seconds):
+            evaluation = prepare_evaluation(options, devices)
         evaluation.segmenter.announce = announce
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=1 if isinstance(error, WriteError) else 2)
     try:
-        outcome = run_evaluation(evaluation)
+        with lost_hosts_first(lost_host_seconds):
+            outcome = run_evaluation(evaluation)
     except DataError as error:
         return print_error(f"{error}. --skip_unreadable skips such images", status=2)
     except WriteError as error:

@@ -20,13 +20,20 @@ through the decoder's layers, and the windows that HRCA selects.
 --write_labels labelme (or coco) also writes the predictions as polygons to FOLDER/labelme (or coco), which annotation
 tools open, and to_correct.csv, which lists the photos, the least certain first.
 
+Several hosts, as of a TPU pod, divide the photos of a folder among them.
+
 Exit status: 0 all done; 1 a photo or some frames could not be read (the others are done) or results not be written; 2
-wrong usage; 75 a video was interrupted (it can be played as far as it goes).
+wrong usage; 75 interrupted, or a host was lost: the same command does the photos that are left (a video can be played
+as far as it goes).
 """
 
+import io
+import sys
+
+import jax
 from absl import flags, logging
 
-from fasseg_jax.config import config_flags
+from fasseg_jax.config import base_config, config_flags
 from fasseg_jax.inference.label_files import LABEL_FORMATS
 from fasseg_jax.inference.predict import (
     PredictionOptions,
@@ -37,29 +44,47 @@ from fasseg_jax.inference.predict import (
 )
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoError, is_video
-from fasseg_jax.runtime.command_line import print_error
+from fasseg_jax.runtime.agreement import fail_together
+from fasseg_jax.runtime.command_line import end_within, print_error
 from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
-from fasseg_jax.runtime.devices import choose_device
+from fasseg_jax.runtime.devices import choose_device, join_hosts, lost_hosts_first
 from fasseg_jax.runtime.files import WriteError, make_path, require_regular_file
-from fasseg_jax.runtime.preemption import INTERRUPTED
+from fasseg_jax.runtime.supervision import INTERRUPTED
 
 __all__ = ["define_flags", "main"]
+
+PATIENCE = 30  # seconds after an error, in which the hosts take leave of each other
 
 
 def main(argv: list[str]) -> int:
     """Run the program and return its exit status."""
+    status = predict(argv)
+    if status not in (0, INTERRUPTED) and jax.distributed.is_initialized():
+        end_within(PATIENCE, status)
+    return status
+
+
+def predict(argv: list[str]) -> int:
+    """Predict, print what is wrong, and return the exit status."""
     logging.set_verbosity(logging.WARNING)  # hides JAX's notes on platforms that this machine lacks
     flag = flags.FLAGS
     video = flag.input if flag.input and is_video(flag.input) else None
+    lost_host_seconds = base_config().train.lost_host_seconds
     try:
         options = read_options(argv)
-        photos = {} if video else find_photos(options)
+        join_hosts(lost_host_seconds)
         device = choose_device(flag.device)
-        cache = enable_compilation_cache() or "memory"
-        segmenter = load_segmenter(options)
-        segmenter.announce = announce
-        if options.explain and segmenter.config.inference.mode != "single":
-            raise ValueError("--explain shows a prediction from a single view of the photo, not from several")
+        if jax.process_count() > 1 and (video or options.write_labels):
+            raise ValueError(f"{'a video' if video else '--write_labels'} is for one host; start the program on one")
+        if jax.process_index() > 0:
+            sys.stdout = io.StringIO()  # the first host speaks for all
+        with lost_hosts_first(lost_host_seconds), fail_together():
+            photos = {} if video else find_photos(options)
+            cache = enable_compilation_cache() or "memory"
+            segmenter = load_segmenter(options)
+            segmenter.announce = announce
+            if options.explain and segmenter.config.inference.mode != "single":
+                raise ValueError("--explain shows a prediction from a single view of the photo, not from several")
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=1 if isinstance(error, WriteError) else 2)
     print(f"Computing on {device.device_kind} ({device.platform}).")
@@ -67,16 +92,21 @@ def main(argv: list[str]) -> int:
     try:
         if video:
             return predict_video(segmenter, video, options)
-        unreadable = segment_photos(segmenter, photos, options)
+        with lost_hosts_first(lost_host_seconds):
+            outcome = segment_photos(segmenter, photos, options)
     except WriteError as error:
         return print_error(error, status=1)
     except OSError as error:
         return print_error(f"cannot write the results: {error}", status=1)
     except (VideoError, FloatingPointError) as error:
         return print_error(error, status=1)
-    if unreadable:
+    except ValueError as error:
+        return print_error(error, status=2)
+    if outcome.interrupted:
+        return INTERRUPTED
+    if unreadable := outcome.unreadable:
         more = f" and {len(unreadable) - 5} others, named above" if len(unreadable) > 5 else ""
-        names = ", ".join(map(str, unreadable[:5])) + more
+        names = ", ".join(unreadable[:5]) + more
         return print_error(f"{len(unreadable)} of {len(photos)} photos were skipped: {names}", status=1)
     return 0
 

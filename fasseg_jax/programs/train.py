@@ -18,7 +18,7 @@ from fasseg_jax.config import check_config, config_flags
 from fasseg_jax.programs.check import check, explain_data_error
 from fasseg_jax.runtime.command_line import end_within, print_error
 from fasseg_jax.runtime.compilation import enable_compilation_cache
-from fasseg_jax.runtime.devices import join_hosts
+from fasseg_jax.runtime.devices import join_hosts, lost_hosts_first
 from fasseg_jax.runtime.files import WriteError, make_path
 from fasseg_jax.training.checkpoints import CheckpointError
 from fasseg_jax.training.loop import train
@@ -44,9 +44,10 @@ def main(argv: list[str]) -> int:
             return check(config, options.pictures, options.workdir)
         if not options.workdir:
             raise ValueError("--workdir is needed: the folder of the run")
-        join_hosts()
+        join_hosts(config.train.lost_host_seconds)
         enable_compilation_cache()
-        return train(config, make_path(options.workdir), options.profile, options.changed_data)
+        with lost_hosts_first(config.train.lost_host_seconds):
+            return train(config, make_path(options.workdir), options.profile, options.changed_data)
     except (NotFiniteError, CheckpointError, WriteError) as error:
         status = print_error(error, status=1)
     except (ValueError, OSError) as error:

@@ -2,11 +2,15 @@
 
 import contextlib
 import importlib.metadata
+import time
 from collections.abc import Iterator, Mapping
 
-from fasseg_jax.runtime.distributed import all_gather_objects
+import jax
 
-__all__ = ["fail_together", "package_versions", "require_equal"]
+from fasseg_jax.runtime.distributed import all_gather_objects
+from fasseg_jax.runtime.files import Path, WriteError
+
+__all__ = ["fail_together", "package_versions", "require_equal", "require_shared"]
 
 PACKAGES = ("fasseg_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # that decide what is computed
 
@@ -18,18 +22,48 @@ def fail_together() -> Iterator[None]:
     Raises:
       ValueError: the block raised an `OSError` or a `ValueError` on another host; the message names the host. A host
         on which the block raised raises its own error.
+      WriteError: likewise, if it was a `WriteError`.
     """
     own = None
     try:
         yield
     except (OSError, ValueError) as error:
         own = error
-    messages = all_gather_objects(None if own is None else str(own))
+    errors = all_gather_objects(None if own is None else [isinstance(own, WriteError), str(own)])
     if own is not None:
         raise own
-    for host, message in enumerate(messages):
-        if message is not None:
-            raise ValueError(f"host {host}: {message}")
+    for host, found in enumerate(errors):
+        if found is not None:
+            raise (WriteError if found[0] else ValueError)(f"host {host}: {found[1]}")
+
+
+def require_shared(folder: Path, lock: str) -> None:
+    """Raise a `ValueError` on every host unless all hosts see the same folder. All hosts must call it.
+
+    Args:
+      folder: as this host names it.
+      lock: name of the file of `lock_folder` that each host holds; {} stands for the host.
+    """
+    if jax.process_count() == 1:
+        return
+    contents = all_gather_objects((folder / lock.format(jax.process_index())).read_text())
+    with fail_together():
+        for host, content in enumerate(contents):
+            if not _appears(folder / lock.format(host), content):
+                raise ValueError(
+                    f"{folder} is not the folder of host {host}: name one on a file system that all hosts share, or in "
+                    "a bucket"
+                )
+
+
+def _appears(file: Path, content: str) -> bool:
+    """Whether a file has this content; file systems of several hosts may need a moment."""
+    for wait in (0, 1, 2, 5, 10, 20):
+        time.sleep(wait)
+        with contextlib.suppress(FileNotFoundError):
+            if file.read_text() == content:
+                return True
+    return False
 
 
 def require_equal(facts: Mapping[str, str]) -> None:

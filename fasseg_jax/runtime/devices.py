@@ -1,13 +1,21 @@
 """Choosing the devices that compute, and connecting the hosts of a cluster."""
 
-import importlib.util
+import contextlib
+import faulthandler
 import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
-from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.supervision import has_several_hosts, tell_supervisor
 
-__all__ = ["choose_device", "choose_devices", "join_hosts"]
+__all__ = ["choose_device", "choose_devices", "join_hosts", "lost_hosts_first"]
+
+START_SECONDS = 300  # in which all hosts must start
+RUNTIME_ERROR = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 
 
 def choose_device(platform: str | None) -> jax.Device:
@@ -35,26 +43,63 @@ def choose_devices(platform: str | None) -> list[jax.Device]:
         raise RuntimeError(f"no {platform} found by JAX (found: {available}); is JAX installed for it?") from error
 
 
-def join_hosts() -> None:
+def join_hosts(lost_host_seconds: int) -> None:
     """Connect the hosts of a cluster; on a single machine, do nothing.
 
     JAX knows the hosts of Cloud TPU pods and of Slurm. Elsewhere set on every host JAX_COORDINATOR_ADDRESS to the first
     host's address and a free port, JAX_NUM_PROCESSES to the number of hosts, and JAX_PROCESS_ID to the host's index.
 
+    Args:
+      lost_host_seconds: a host that gives no sign of life for so long is lost, which ends the program on all hosts
+        (see `fasseg_jax.runtime.supervision`).
+
     Raises:
-      ValueError: some of the three are set, but not all.
+      ValueError: some of the three are set, but not all, or the numbers are none.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address, count, index = (os.environ.get(name) for name in names)
-    if address and count and index:
-        jax.distributed.initialize(address, int(count), int(index))
-    elif address or count or index:
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    arguments: dict[str, Any] = {}
+    if len(given) == len(names):
+        for name in names[1:]:
+            if not given[name].isdecimal():
+                raise ValueError(f"{name} = {given[name]!r} in the environment must be a number")
+        address, count, index = given.values()
+        arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+    elif given:
         raise ValueError(f"several hosts need all of {', '.join(names)} in the environment")
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1 or _is_tpu_machine():
-        jax.distributed.initialize()
+    elif not has_several_hosts():
+        return
+    tell_supervisor(seconds=lost_host_seconds, start_seconds=START_SECONDS)
+    faulthandler.enable(file=2)  # where C++ writes, and not Python: stacks at an abort belong to its text
+    jax.distributed.initialize(
+        **arguments, heartbeat_timeout_seconds=lost_host_seconds, initialization_timeout=START_SECONDS
+    )
 
 
-def _is_tpu_machine() -> bool:
-    """Whether this is a Cloud TPU machine, perhaps one of a pod: it has TPU devices and the library for them."""
-    has_devices = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    return has_devices and importlib.util.find_spec("libtpu") is not None
+@contextlib.contextmanager
+def lost_hosts_first(lost_host_seconds: int) -> Iterator[None]:
+    """If the block raises because the exchange with another host failed, wait until it is known which host is lost.
+
+    JAX's coordination service then ends this process. If it does not, no host is lost, and the error is raised. Devices
+    must be chosen before.
+
+    Args:
+      lost_host_seconds: of `join_hosts`.
+    """
+    if jax.distributed.is_initialized():
+        tell_supervisor(host=jax.process_index(), hosts=jax.process_count())
+    try:
+        yield
+    except Exception as error:
+        if jax.distributed.is_initialized() and _comes_from_jax(error):
+            time.sleep(lost_host_seconds + 30)
+        raise
+
+
+def _comes_from_jax(error: BaseException | None) -> bool:
+    """Whether the runtime of JAX raised the error or one of its causes; some of its errors are a `ValueError`."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) or RUNTIME_ERROR.match(str(error)):
+            return "RESOURCE_EXHAUSTED" not in str(error)
+        error = error.__cause__ or error.__context__
+    return False

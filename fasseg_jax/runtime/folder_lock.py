@@ -47,6 +47,7 @@ def lock_folder(folder: Path, name: str = ".lock", what: str = "trains in") -> c
     file.truncate(0)
     file.write(f"{who()}\n")
     file.flush()
+    os.fsync(file.fileno())  # so that other hosts see it
     return file
 
 

@@ -5,9 +5,7 @@ import signal
 import jax
 from jax.experimental import multihost_utils
 
-__all__ = ["INTERRUPTED", "Interruption"]
-
-INTERRUPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: a scheduler may start the same command again
+__all__ = ["Interruption"]
 
 
 class Interruption:
@@ -32,7 +30,8 @@ class Interruption:
     def _receive(self, number, frame):
         del frame
         self._signaled = True
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if number == signal.SIGINT:  # some schedulers send SIGTERM several times
+            signal.signal(number, signal.default_int_handler)
 
     def requested(self, step: int = 0) -> bool:
         """Whether to save and stop after this step. Hosts that stop together must all call it after every step."""

@@ -35,14 +35,18 @@ class Evaluator:
         self._config, self._source, self._mesh, self._workdir, self._log = config, source, mesh, workdir, log
         self._announce: Callable[[str], None] | None = log.say
 
-    def __call__(self, state: TrainState, step: int) -> float | None:
-        """The mean IoU after `step` steps; None if all pixels of the split are ignored."""
+    def __call__(self, state: TrainState, step: int, progress: Callable[[], None] = lambda: None) -> float | None:
+        """The mean IoU after `step` steps; None if all pixels of the split are ignored.
+
+        `progress` is called after each sample.
+        """
         variables = fetch_replicated(state.variables(), self._mesh)
         segmenter = Segmenter(self._config, variables, self._source.classes, devices=jax.local_devices())
         # Later evaluations find their programs compiled.
         segmenter.announce, self._announce = self._announce, None
         data, stride = self._config.data, self._config.train.evaluation_stride
-        metrics = metrics_of(evaluate_source(segmenter, self._source, data.ignore_label, stride, data.num_threads))
+        counts = evaluate_source(segmenter, self._source, data.ignore_label, stride, data.num_threads, progress)
+        metrics = metrics_of(counts)
         self._log.numbers(step, {"mean_iou": metrics.mean_iou, "pixel_accuracy": metrics.pixel_accuracy})
         scores = f"mIoU {percent(metrics.mean_iou)}, pixel accuracy {percent(metrics.pixel_accuracy)}"
         self._log.say(f"Step {step}: {scores} (percent)")

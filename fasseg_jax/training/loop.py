@@ -15,13 +15,15 @@ from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
+from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal, require_shared
 from fasseg_jax.runtime.command_line import end_within, other_program
 from fasseg_jax.runtime.compilation import announce, paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
-from fasseg_jax.runtime.files import Path, local_folder, make_path, named_write_errors
+from fasseg_jax.runtime.files import Path, WriteError, local_folder, make_path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
-from fasseg_jax.runtime.preemption import INTERRUPTED, Interruption
+from fasseg_jax.runtime.preemption import Interruption
+from fasseg_jax.runtime.supervision import INTERRUPTED
+from fasseg_jax.runtime.watchdog import Watchdog
 from fasseg_jax.training.batch_size import batch_size_of_run, fit_batch_size
 from fasseg_jax.training.checkpoints import RunCheckpoints
 from fasseg_jax.training.curves import write_curves
@@ -38,6 +40,7 @@ __all__ = ["train"]
 PROFILED_STEPS = range(10, 15)  # of this run; by then everything is compiled
 PATIENCE = 300  # seconds, in which a checkpoint that is being written can be finished
 CLASSES_FILE = "class_pixels.npz"  # in WORKDIR: what the scan for rare classes found
+LOCK = ".host_{}.lock"  # in WORKDIR, of each host
 OF_A_HOST = ("data.num_threads", "data.prefetch", "data.root")  # fields in which hosts may differ
 
 
@@ -74,7 +77,9 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
             check_batch_size(config, mesh.size)
         with named_write_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = lock_folder(workdir, f".host_{jax.process_index()}.lock")
+            lock = lock_folder(workdir, LOCK.format(jax.process_index()))
+    require_shared(workdir, LOCK)
+    with fail_together():
         training, validation = open_source(config, "training"), open_source(config, "validation")
         label_notes = [*describe_data(config.data), *look_at_labels(training, config.data)]
         repeats, config.loss.class_weights = balance_classes(config, training, workdir / CLASSES_FILE, on_first_host)
@@ -106,6 +111,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     shardings = state_shardings(state_shapes, mesh, config.train.shard_parameters)
 
     # Start or resume
+    watchdog = Watchdog(config.train.watchdog_minutes, "step, evaluated image or checkpoint", INTERRUPTED)
     checkpoints = RunCheckpoints(workdir / "checkpoints", config, training.classes, samples)
     first_step = checkpoints.latest_step or 0
     with fail_together():
@@ -123,6 +129,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
         variables, origin = start_variables(jax.device_get(jax.jit(initialize)()), config, training.classes)
         state = jax.jit(create_state, out_shardings=shardings)(variables)
         log.say(f"Starting from {origin}.")
+    watchdog.progress()
 
     # Loop
     train_step = make_train_step(config, model, optimizer, mesh, state_shapes)
@@ -135,18 +142,20 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     stop = False
     recording = contextlib.ExitStack()
     # Also after an error, what is being written is finished, if that does not take too long.
-    with lock, contextlib.closing(log), contextlib.closing(checkpoints), limited_end(), recording:
+    with lock, watchdog, contextlib.closing(log), contextlib.closing(checkpoints), limited_end(), recording:
         ahead = () if stopping.exhausted(first_step) else read_ahead(batches, config.data, first_step)
         for step, batch in enumerate(clock.waiting(ahead), first_step + 1):
             if profile:
                 record_profile(step - first_step, workdir, recording)
             images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
             if compiled is None:
+                watchdog.progress()
                 compiled = compile_step(train_step, state, images, targets, log)
             state, metrics = compiled(state, images, targets)
             if previous:
                 check_finite(*previous)  # of the step before, while the devices compute this one
             previous = step, metrics, batch.names
+            watchdog.progress()
 
             stop = interruption.requested(step) and step < config.train.steps
             due = due_after(step, config.train, stop)
@@ -156,13 +165,16 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
                 log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
                 log.progress(step, f"loss {values['loss']:.3f}")
             if due.save:
-                mean_iou = evaluator(state, step) if due.evaluate else None
+                if not (workdir / LOCK.format(jax.process_index())).exists():  # checkpoints would go on, not the log
+                    raise WriteError(f"cannot write {workdir}: the folder was removed while the training ran")
+                mean_iou = evaluator(state, step, watchdog.progress) if due.evaluate else None
                 log.flush()  # a run that is resumed from here has logged all before
                 checkpoints.save(step, state, mean_iou)
                 stopping.add(step, mean_iou)
                 if on_first_host:
                     write_curves(workdir)
                 clock.restart()
+                watchdog.progress()
             if stop or (due.evaluate and stopping.exhausted(step)):
                 break
 

@@ -4,6 +4,7 @@ import pytest
 
 from fasseg_jax.runtime import agreement
 from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
+from fasseg_jax.runtime.files import WriteError
 
 
 def other_hosts(monkeypatch, *values):
@@ -19,11 +20,14 @@ def test_alone_an_error_is_its_own():
 
 
 def test_errors_of_others_are_raised_here(monkeypatch):
-    other_hosts(monkeypatch, None, "photo.jpg: is damaged")
+    other_hosts(monkeypatch, None, [False, "photo.jpg: is damaged"])
     with pytest.raises(ValueError, match="^host 2: photo.jpg: is damaged$"), fail_together():
         pass
     with pytest.raises(OSError, match="^mine$"), fail_together():
         raise OSError("mine")
+    other_hosts(monkeypatch, [True, "cannot write run: No space left on device"])
+    with pytest.raises(WriteError, match="^host 1: cannot write run: No space"), fail_together():
+        pass
     other_hosts(monkeypatch, None, None)
     with fail_together():
         pass
