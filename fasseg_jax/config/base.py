@@ -236,6 +236,8 @@ def base_config() -> ConfigDict:
             # lie in several.
             "shard_parameters": False,
             "log_every": 20,  # steps between entries of the log
+            # Services that get the numbers of the log as well: "wandb", "mlflow", each with the extra of its name.
+            "trackers": (),
             "checkpoint_every": 2_000,  # steps between checkpoints
             "evaluate_every": 10_000,  # steps between evaluations: mIoU on the validation split, and a picture
             "patience": 0,  # evaluations without a better mIoU, after which the training ends; 0: it never ends early
