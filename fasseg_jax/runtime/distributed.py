@@ -61,9 +61,9 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, num_slices: int | Non
     return Mesh(np.array([slices[index] for index in sorted(slices)]), (SLICE, DATA))
 
 
-def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The axes of a mesh of `make_mesh` over which batches are sharded; none of another mesh."""
-    return tuple(axis for axis in (SLICE, DATA) if axis in mesh.axis_names)
+def batch_axes(mesh: Mesh | AbstractMesh) -> str | tuple[str, ...]:
+    """The axes of a mesh of `make_mesh` over which batches are sharded."""
+    return (SLICE, DATA) if SLICE in mesh.axis_names else DATA
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
