@@ -17,8 +17,6 @@ import time
 from tpu_cycles import CYCLES_PER_MS, PEAK_FLOPS, Kernels, program_cycles
 
 # isort: split
-import jax
-import jax.numpy as jnp
 from absl import app, flags
 from jax.experimental import topologies
 from rich.console import Console
@@ -26,8 +24,7 @@ from rich.table import Table
 from train_program import lower_train_step
 
 from fasseg_jax.config.config_flags import DEFINE_config_file
-from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.summary.flops import count_multiply_adds
+from fasseg_jax.training.utilization import training_flops
 
 CONFIG = DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; compiles its batch size.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The pod slice, by the TPU library's name.")
@@ -36,18 +33,6 @@ TARGETS = flags.DEFINE_integer("targets", 16, "Classes in each image.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-
-def model_flops(config) -> int:
-    """Operations that training on one image needs: two for each multiply-add, and twice the forward pass for backward.
-
-    What a program rematerializes does not count.
-    """
-    model = build_model(config.model)
-    variables = jax.eval_shape(lambda: initial_variables(model, 0))
-    image = jax.ShapeDtypeStruct((1, *config.augmentation.crop, 3), jnp.float32)
-    forward = jax.make_jaxpr(lambda *arguments: model.apply(*arguments, all_predictions="factored"))(variables, image)
-    return 3 * 2 * count_multiply_adds(forward.jaxpr).total()
 
 
 def main(_):
@@ -83,7 +68,7 @@ def main(_):
         "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
         "collectives": dict(collections.Counter(found)),
         "estimated_step_ms": step_ms,
-        "model_flops_utilization": images * model_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[generation]),
+        "model_flops_utilization": images * training_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[generation]),
         "not_estimated_gathers_and_scatters": cycles.moved,
         "not_estimated_sorted_elements": cycles.sorted,
         "of_these_deformable_sampling_ms": (cycles.sampling + inside) / per_ms,

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.distributed import DATA, batch_sharding, shape_dtype_structs, state_shardings
+from fasseg_jax.runtime.distributed import batch_sharding, make_mesh, shape_dtype_structs, state_shardings
 from fasseg_jax.training.optimizer import make_optimizer
 from fasseg_jax.training.train_step import TrainState, make_train_step
 
@@ -19,7 +17,7 @@ __all__ = ["lower_train_step"]
 
 def lower_train_step(config: ConfigDict, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
     """Lower the step that `train.py` compiles, for arrays of the configuration's sizes on a mesh of `devices`."""
-    mesh = Mesh(np.array(devices), (DATA,))
+    mesh = make_mesh(devices)
     model = build_model(config.model)
     variables = jax.eval_shape(lambda: initial_variables(model, 0))
     optimizer = make_optimizer(config, variables["params"])

@@ -21,13 +21,14 @@ MAY_IMPORT = {
     "weights": {"models", "data", "config", "runtime"},
     "inference": {"weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "evaluation": {"inference", "weights", "visualization", "data", "config", "runtime"},
+    "summary": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "training": {
-        *("evaluation", "inference", "losses", "weights", "models", "visualization", "data", "config", "runtime"),
+        *("summary", "evaluation", "inference", "losses", "weights", "models", "visualization"),
+        *("data", "config", "runtime"),
     },
     "export": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "serving": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "demo": {"serving", "runtime"},
-    "summary": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "programs": {
         *("training", "evaluation", "inference", "weights", "importing", "visualization", "data", "config", "runtime"),
         "",  # the version

@@ -232,8 +232,12 @@ def base_config() -> ConfigDict:
             # Of an exponential moving average of the parameters, which evaluation and prediction use; 0: none. Step t
             # has at most (1 + t) / (10 + t), so that the average soon forgets the start weights.
             "ema_decay": 0.0,
-            "shard_parameters": False,  # shard parameters and optimizer state over the devices (large models)
+            # Shard parameters and optimizer state over the devices (large models); over those of a slice if the devices
+            # lie in several.
+            "shard_parameters": False,
             "log_every": 20,  # steps between entries of the log
+            # Services that get the numbers of the log as well: "wandb", "mlflow", each with the extra of its name.
+            "trackers": (),
             "checkpoint_every": 2_000,  # steps between checkpoints
             "evaluate_every": 10_000,  # steps between evaluations: mIoU on the validation split, and a picture
             "patience": 0,  # evaluations without a better mIoU, after which the training ends; 0: it never ends early

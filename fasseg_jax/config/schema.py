@@ -146,6 +146,7 @@ FIELDS: dict[str, Rule | Sequence] = {
     "train.ema_decay": _number(0, 1, below=True),
     "train.shard_parameters": SWITCH,
     "train.log_every": COUNT,
+    "train.trackers": Sequence(_choice("wandb", "mlflow"), "names of services", or_empty=True),
     "train.checkpoint_every": COUNT,
     "train.evaluate_every": COUNT,
     "train.patience": _integer(0, 1_000_000),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from fasseg_jax.config import flat_fields
 from fasseg_jax.data import TrainingBatches, describe_data, open_source, read_ahead
@@ -22,6 +23,7 @@ from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard
 from fasseg_jax.runtime.files import Path, WriteError, local_folder, make_path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import Interruption
+from fasseg_jax.runtime.record_file import read_records
 from fasseg_jax.runtime.supervision import INTERRUPTED
 from fasseg_jax.runtime.watchdog import Watchdog
 from fasseg_jax.training.batch_size import batch_size_of_run, fit_batch_size
@@ -30,10 +32,13 @@ from fasseg_jax.training.curves import write_curves
 from fasseg_jax.training.early_stopping import EarlyStopping
 from fasseg_jax.training.evaluator import Evaluator
 from fasseg_jax.training.initialization import start_variables
-from fasseg_jax.training.metric_log import MetricLog, StepClock
+from fasseg_jax.training.metric_log import METRICS_FILE, MetricLog
 from fasseg_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from fasseg_jax.training.resume import check_resumed
+from fasseg_jax.training.run_clock import RunClock, describe_seconds
+from fasseg_jax.training.trackers import Trackers
 from fasseg_jax.training.train_step import TrainState, check_finite, make_train_step
+from fasseg_jax.training.utilization import step_size
 
 __all__ = ["train"]
 
@@ -66,6 +71,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
       WriteError: another file of the run cannot be written.
     """
     # Mesh
+    clock = RunClock()
     mesh = make_mesh()
     on_first_host = jax.process_index() == 0
 
@@ -119,7 +125,10 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
         if first_step:
             saved = checkpoints.metadata(first_step)
             changes = check_resumed(first_step, saved, config, training.classes, samples, changed_data, fingerprints)
-        log = MetricLog(workdir, config.train.steps, first_step, writes=on_first_host)
+        trackers = Trackers(config, workdir, tqdm.write) if on_first_host else None
+        log = MetricLog(workdir, config.train.steps, first_step, on_first_host, trackers)
+        if on_first_host:
+            clock.resume(read_records(workdir / METRICS_FILE), first_step)
     for line in [*label_notes, *(f"Changed since step {first_step}: {change}" for change in changes)]:
         log.say(line)
     if first_step:
@@ -137,7 +146,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     evaluator = Evaluator(config, validation, mesh, workdir, log)
     interruption = Interruption()
     stopping = EarlyStopping(config.train, checkpoints.best)
-    clock = StepClock(config.train.batch_size)
+    size = step_size(config, mesh.size, mesh.devices.flat[0].device_kind)
     compiled = previous = None
     stop = False
     recording = contextlib.ExitStack()
@@ -151,6 +160,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
             if compiled is None:
                 watchdog.progress()
                 compiled = compile_step(train_step, state, images, targets, log)
+                clock.spend("compute")
             state, metrics = compiled(state, images, targets)
             if previous:
                 check_finite(*previous)  # of the step before, while the devices compute this one
@@ -162,23 +172,29 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
             if any(due):
                 values = check_finite(*previous)
             if due.log:
-                log.numbers(step, {**values, **clock.rates(), "learning_rate": float(learning_rate(step - 1))})
+                rates = {**size.rates(clock.interval()), **clock.numbers()}
+                log.numbers(step, {**values, **rates, "learning_rate": float(learning_rate(step - 1))})
                 log.progress(step, f"loss {values['loss']:.3f}")
             if due.save:
                 if not (workdir / LOCK.format(jax.process_index())).exists():  # checkpoints would go on, not the log
                     raise WriteError(f"cannot write {workdir}: the folder was removed while the training ran")
+                clock.spend("evaluation")
                 mean_iou = evaluator(state, step, watchdog.progress) if due.evaluate else None
+                clock.spend("checkpoints")
+                log.numbers(step, clock.numbers())
                 log.flush()  # a run that is resumed from here has logged all before
                 checkpoints.save(step, state, mean_iou)
                 stopping.add(step, mean_iou)
                 if on_first_host:
                     write_curves(workdir)
-                clock.restart()
                 watchdog.progress()
             if stop or (due.evaluate and stopping.exhausted(step)):
                 break
 
     # End
+    if on_first_host:
+        clock.spend("checkpoints")  # until here the latest was being written
+        print(describe_seconds(clock.totals))
     if on_first_host and stop:
         print(f"Interrupted, and saved after step {step}. The same command resumes the training.")
     elif on_first_host:

@@ -1,13 +1,10 @@
-"""The numbers of a training: how long its steps take, and the files and the progress bar that show them."""
+"""The numbers of a training: the files and the progress bar that show them."""
 
-import itertools
 import json
 import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 from tensorboardX import summary
@@ -18,49 +15,11 @@ from tqdm import tqdm
 
 from fasseg_jax.runtime.files import Path
 from fasseg_jax.runtime.record_file import RecordFile
+from fasseg_jax.training.trackers import Trackers
 
-__all__ = ["METRICS_FILE", "MetricLog", "StepClock"]
+__all__ = ["METRICS_FILE", "MetricLog"]
 
 METRICS_FILE = "metrics.jsonl"  # in the folder of a run
-
-
-class StepClock:
-    """Splits the time of steps into waiting for input and computing."""
-
-    def __init__(self, batch_size: int):
-        """Each step takes `batch_size` images."""
-        self._batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        """Measure from now on. What ran since the latest step does not count."""
-        self._begin, self._input, self._steps = time.perf_counter(), 0.0, 0
-
-    def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches. Measures how long the loop waits for each but the first, whose step compiles the program."""
-        iterator = iter(batches)
-        for number in itertools.count():
-            if number == 1:
-                self.restart()
-            begin = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self._input += time.perf_counter() - begin
-            self._steps += 1
-            yield batch
-
-    def rates(self) -> dict[str, float]:
-        """Means over the steps since the latest call: images per second, seconds per step for input and computing."""
-        seconds = (time.perf_counter() - self._begin) / max(self._steps, 1)
-        waited = self._input / max(self._steps, 1)
-        self.restart()
-        return {
-            "images_per_s": self._batch_size / seconds,
-            "seconds_input": waited,
-            "seconds_compute": seconds - waited,
-        }
 
 
 class _Board:
@@ -97,9 +56,11 @@ class MetricLog:
     raises a `WriteError`.
     """
 
-    def __init__(self, workdir: Path, steps: int, first_step: int, writes: bool = True):
+    def __init__(
+        self, workdir: Path, steps: int, first_step: int, writes: bool = True, trackers: Trackers | None = None
+    ):
         """The training has `steps` steps; earlier runs did the first `first_step` of them."""
-        self._writes = writes
+        self._writes, self._trackers = writes, trackers
         if not writes:
             return
         self._lines = RecordFile(workdir / METRICS_FILE)
@@ -111,9 +72,11 @@ class MetricLog:
         """Log scalars after `step` steps."""
         if not self._writes:
             return
-        self._lines.add(json.dumps({"step": step, **values}).encode() + b"\n")
+        self._lines.add(json.dumps({"step": step, "time": round(time.time(), 3), **values}).encode() + b"\n")
         scalars = [value for name, number in values.items() for value in summary.scalar(name, number).value]
         self._board.add(step, Summary(value=scalars))
+        if self._trackers:
+            self._trackers.numbers(step, values)
 
     def progress(self, step: int, text: str) -> None:
         """Move the bar to `step` and show `text` behind it. Without a terminal, print a line."""
@@ -144,6 +107,8 @@ class MetricLog:
     def close(self) -> None:
         """Close the files, to which all is written."""
         if self._writes:
+            if self._trackers:
+                self._trackers.close()
             self._bar.close()
             self._board.close()
             self._lines.close()

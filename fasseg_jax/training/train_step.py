@@ -16,7 +16,14 @@ from fasseg_jax.data.preprocessing import normalize
 from fasseg_jax.losses.criterion import LossTerms, sharded_segmentation_loss
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import FASeg
-from fasseg_jax.runtime.distributed import DATA, batch_sharding, replicated, state_shardings
+from fasseg_jax.runtime.distributed import (
+    SLICE,
+    batch_axes,
+    batch_sharding,
+    gather_within_slices,
+    replicated,
+    state_shardings,
+)
 from fasseg_jax.training.optimizer import gradient_norm, is_frozen, merge, split
 
 __all__ = ["NotFiniteError", "StepMetrics", "TrainState", "check_finite", "make_train_step"]
@@ -96,7 +103,7 @@ def make_train_step(
       config: the whole configuration.
       model: of `build_model(config.model)`.
       optimizer: of `make_optimizer`.
-      mesh: images and targets are sharded over its axis.
+      mesh: of `make_mesh`; images and targets are sharded over all its devices.
       state: the state, or its shapes.
     """
     compute_gradients = _gradient_function(config, model, mesh)
@@ -146,12 +153,15 @@ def _gradient_function(config: ConfigDict, model: FASeg, mesh: Mesh) -> Gradient
 
     The others are constants: JAX computes no gradients of a frozen backbone, and keeps none of its activations.
     """
-    loss_function = sharded_segmentation_loss(mesh, DATA, config.loss)
+    loss_function = sharded_segmentation_loss(mesh, batch_axes(mesh), config.loss)
 
     def loss(trained, frozen, batch_stats, images, targets, key):
         drop_path_key, points_key = jax.random.split(key)
+        params = merge(trained, frozen)
+        if config.train.shard_parameters and SLICE in mesh.axis_names:
+            params = gather_within_slices(params, mesh)
         predictions, updates = model.apply(
-            {"params": merge(trained, frozen), "batch_stats": batch_stats},
+            {"params": params, "batch_stats": batch_stats},
             normalize(images),
             train=True,
             frozen_backbone=is_frozen(config),

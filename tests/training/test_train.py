@@ -90,25 +90,22 @@ def test_a_run_leaves_what_it_says(undisturbed):
     assert segmenter(np.zeros((50, 70, 3), np.uint8)).labels.shape == (50, 70)
 
 
-def test_devices_processes_and_shards_agree(tmp_path):
-    """One device, eight, eight with sharded parameters, and two processes, with four decoder layers: HRCA is the last.
+def test_two_processes_agree_with_one(tmp_path):
+    """With four decoder layers: HRCA is the last. test_layouts.py compares layouts of the devices of one process.
 
     Only two steps are compared: rounding differs between layouts, and sooner or later it moves a sample across the
     border between two pixels, where the gradient jumps.
     """
     fields = {"train__steps": 2, "model__decoder__num_layers": 4}
     train(tmp_path / "one", **fields)
-    train(tmp_path / "eight", devices=8, **fields)
-    train(tmp_path / "sharded", devices=8, train__shard_parameters=True, **fields)
     two = start_hosts([command(tmp_path / "two", **fields)] * 2)
     errors = [process.communicate(timeout=600)[1] for process in two]
     assert [process.returncode for process in two] == [0, 0], errors
     expected = metrics(tmp_path / "one")
     assert sorted(expected) == [1, 2]
-    for run in ("eight", "sharded", "two"):
-        losses = metrics(tmp_path / run)
-        for step in (1, 2):
-            np.testing.assert_allclose(losses[step], expected[step], rtol=1e-5, err_msg=run)
+    losses = metrics(tmp_path / "two")
+    for step in (1, 2):
+        np.testing.assert_allclose(losses[step], expected[step], rtol=1e-5)
 
 
 def test_killed_runs_resume_bit_for_bit(undisturbed, seconds, tmp_path, request):

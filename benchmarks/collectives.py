@@ -1,0 +1,49 @@
+"""Reads the collectives of a compiled program: which devices exchange what."""
+
+import re
+
+import numpy as np
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+LINE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})(?:-start)?\((.*)")
+# XLA writes groups as lists, as a permuted range cut into rows, or as axes of a mesh.
+LISTS = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
+RANGE = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+MESH = re.compile(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
+
+
+def collectives(program: str) -> list[dict]:
+    """The kind, the elements of the largest result, and the groups of devices of each collective."""
+    found = []
+    for line in program.splitlines():
+        if match := LINE.search(line):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
+            found.append({"kind": match[2], "elements": max(sizes), "groups": groups(match[3])})
+    return found
+
+
+def groups(text: str) -> list[list[int]]:
+    """The groups of devices within each of which a collective exchanges."""
+    if match := LISTS.search(text):
+        return [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", match[1])]
+    if match := RANGE.search(text):
+        return _permuted_range(match[2], match[3]).reshape(_numbers(match[1])).tolist()
+    match = MESH.search(text)
+    assert match, f"unknown groups: {text[:300]}"
+    axes = re.findall(r"(\w+)'=(\d+)", match[1])
+    sizes = [int(size) for _, size in axes]
+    ids = _permuted_range(match[2] or ",".join(map(str, sizes)), match[3]).reshape(sizes)
+    exchanged = [number for number, (name, _) in enumerate(axes) if f"'{name}'" in match[4]]
+    assert exchanged and ":" not in match[4], f"unknown axes: {match[0]}"
+    last = np.moveaxis(ids, exchanged, range(-len(exchanged), 0))
+    return last.reshape(-1, int(np.prod([sizes[number] for number in exchanged]))).tolist()
+
+
+def _permuted_range(shape: str, permutation: str | None) -> np.ndarray:
+    ids = np.arange(int(np.prod(_numbers(shape)))).reshape(_numbers(shape))
+    return ids.transpose(_numbers(permutation)) if permutation else ids
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
