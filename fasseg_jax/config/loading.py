@@ -40,6 +40,7 @@ IMMATERIAL = (
     "train.keep_checkpoints",
     "train.lost_host_seconds",
     "train.watchdog_minutes",
+    "train.trackers",
     "train.evaluate_every",
     "train.patience",
     "train.evaluation_stride",
