@@ -38,7 +38,7 @@ MAY_BE_ZERO = {
 FREE_TEXTS = {"data.root", "data.dataset", "data.group", "train.init"} | {
     f"data.tfds.{name}" for name in ("name", "image", "labels", "training", "validation")
 }
-MAY_BE_EMPTY = ("inference.sliding.window", "loss.class_weights")
+MAY_BE_EMPTY = ("inference.sliding.window", "loss.class_weights", "train.trackers")
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 WRONG_KINDS = (None, {}, {"a": 1}, [], (), b"x", object())
 
