@@ -24,7 +24,11 @@ def collectives(program: str) -> list[dict]:
 
 
 def groups(text: str) -> list[list[int]]:
-    """The groups of devices within each of which a collective exchanges."""
+    """The groups of devices within each of which a collective exchanges; none if all devices are one group."""
+    if "replica_groups={}" in text:
+        return []
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", text):
+        return [_numbers(pair) for pair in re.findall(r"\{([\d,]+)", pairs[1])]
     if match := LISTS.search(text):
         return [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", match[1])]
     if match := RANGE.search(text):

@@ -2,6 +2,7 @@
 
     pip install libtpu
     python benchmarks/tpu_compile.py --config configs/ade20k.py:r50 --topology v5e:4x4
+    python benchmarks/tpu_compile.py --topology v5e:2x2 --slices 2 --config.train.batch_size=8
 
 It reports a chip's memory, the collectives in the program, and an estimate of a step's time. The compiler estimates no
 whole program, so `tpu_cycles.py` adds up its estimates of the operations and the kernels' schedules, for images with
@@ -11,13 +12,13 @@ three it reports the sizes. Nothing runs.
 
 import collections
 import json
-import re
 import time
 
 from tpu_cycles import CYCLES_PER_MS, PEAK_FLOPS, Kernels, program_cycles
 
 # isort: split
 from absl import app, flags
+from collectives import collectives
 from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
@@ -28,11 +29,10 @@ from fasseg_jax.training.utilization import training_flops
 
 CONFIG = DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; compiles its batch size.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The pod slice, by the TPU library's name.")
+SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices.", lower_bound=1)
 OFFSET = flags.DEFINE_float("offset", 4.0, "Standard deviation of the offsets, in pixels of each level.")
 TARGETS = flags.DEFINE_integer("targets", 16, "Classes in each image.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def main(_):
@@ -42,14 +42,21 @@ def main(_):
         config.model.deformable_attention = "tpu"  # what "auto" is on a TPU
     size, (height, width) = config.train.batch_size, config.augmentation.crop
     kernels = Kernels(config.model, (height, width), TOPOLOGY.value)
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value).devices
+    several = {"num_slices": SLICES.value} if SLICES.value > 1 else {}
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value, **several).devices
     begin = time.perf_counter()
     compiled = lower_train_step(config, chips).compile()
     seconds = time.perf_counter() - begin
 
     memory = compiled.memory_analysis()
     program = compiled.as_text()
-    found = re.findall(rf"= (?:\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
+    chips_of_slice = len(chips) // SLICES.value
+
+    def name(collective):
+        groups = collective["groups"] or [range(len(chips))]
+        across = any(len({chip // chips_of_slice for chip in group}) > 1 for group in groups)
+        return collective["kind"] + " across slices" * across
+
     images = size // len(chips)
     cycles = program_cycles(program, images * TARGETS.value)
     inside = sum(runs * images * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
@@ -61,12 +68,13 @@ def main(_):
         "config": flags.FLAGS["config"].config_filename,
         "dtype": config.model.dtype,
         "topology": TOPOLOGY.value,
+        "slices": SLICES.value,
         "chips": len(chips),
         "batch": size,
         "compile_s": seconds,
         "memory_per_chip_gb": (live - memory.alias_size_in_bytes) / 1e9,
         "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
-        "collectives": dict(collections.Counter(found)),
+        "collectives": dict(collections.Counter(map(name, collectives(program)))),
         "estimated_step_ms": step_ms,
         "model_flops_utilization": images * training_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[generation]),
         "not_estimated_gathers_and_scatters": cycles.moved,
