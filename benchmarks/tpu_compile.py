@@ -14,7 +14,7 @@ import collections
 import json
 import time
 
-from tpu_cycles import CYCLES_PER_MS, PEAK_FLOPS, Kernels, program_cycles
+from tpu_cycles import CYCLES_PER_MS, Kernels, program_cycles
 
 # isort: split
 from absl import app, flags
@@ -25,7 +25,7 @@ from rich.table import Table
 from train_program import lower_train_step
 
 from fasseg_jax.config.config_flags import DEFINE_config_file
-from fasseg_jax.training.utilization import training_flops
+from fasseg_jax.training.utilization import PEAK_FLOPS, training_flops
 
 CONFIG = DEFINE_config_file("config", "configs/ade20k.py:r50", "The recipe; compiles its batch size.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The pod slice, by the TPU library's name.")
@@ -60,8 +60,7 @@ def main(_):
     images = size // len(chips)
     cycles = program_cycles(program, images * TARGETS.value)
     inside = sum(runs * images * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
-    generation = TOPOLOGY.value.partition(":")[0]
-    per_ms = CYCLES_PER_MS[generation]
+    per_ms = CYCLES_PER_MS[TOPOLOGY.value.partition(":")[0]]
     step_ms = (cycles.everything + inside) / per_ms
     live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     result = {
@@ -76,7 +75,7 @@ def main(_):
         "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
         "collectives": dict(collections.Counter(map(name, collectives(program)))),
         "estimated_step_ms": step_ms,
-        "model_flops_utilization": images * training_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[generation]),
+        "model_flops_utilization": images * training_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[chips[0].device_kind]),
         "not_estimated_gathers_and_scatters": cycles.moved,
         "not_estimated_sorted_elements": cycles.sorted,
         "of_these_deformable_sampling_ms": (cycles.sampling + inside) / per_ms,

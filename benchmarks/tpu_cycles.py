@@ -33,11 +33,10 @@ from fasseg_jax.models.layers.deformable_attention import compass_bias, referenc
 from fasseg_jax.ops.deformable import tpu
 from fasseg_jax.ops.deformable.geometry import Shapes
 
-__all__ = ["CYCLES_PER_MS", "GRADIENTS", "PEAK_FLOPS", "SAMPLING", "Cycles", "Kernels", "program_cycles"]
+__all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "program_cycles"]
 
 # A v5e has one core, a v5p two that work as one device; each core has four matrix units of 128 x 128.
 CYCLES_PER_MS = {"v5e": 1.5e6, "v5p": 1.75e6}
-PEAK_FLOPS = {"v5e": 197e12, "v5p": 459e12}  # of a chip, in bfloat16
 MATRIX_UNIT_LATENCY = 125  # cycles from a matmul to its result, in the compiler's critical paths
 SAMPLING = "deformable_sample"  # in the names of all its operations
 GRADIENTS = "deformable_sample_gradients"  # the kernel of its derivative
