@@ -27,7 +27,7 @@ from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import announce
 from fasseg_jax.runtime.devices import choose_devices
 from fasseg_jax.runtime.files import Path, WriteError, make_path, write_atomically
-from fasseg_jax.runtime.preemption import INTERRUPTED
+from fasseg_jax.runtime.supervision import INTERRUPTED
 from fasseg_jax.weights.convert import convert
 
 SCRIPTS = Path(__file__).parent

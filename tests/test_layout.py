@@ -94,3 +94,17 @@ def test_the_programs_at_the_top_are_imported_by_nothing():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
                 assert not programs & {name.split(".")[0] for name in names}, path
+
+
+OUTSIDE = [path for folder in ("benchmarks", "configs", "docs", "scripts") for path in (ROOT / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_files_outside_of_the_package_import_exists(path):
+    """A name that has moved is noticed without running every benchmark."""
+    imports = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+    for node in imports:
+        if node.module and node.module.split(".")[0] == "fasseg_jax":
+            names = [alias.name for alias in node.names]
+            module = __import__(node.module, fromlist=names)
+            assert all(hasattr(module, name) for name in names), f"{path.name}, line {node.lineno}: {names}"
