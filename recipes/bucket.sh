@@ -6,12 +6,7 @@
 # What is there already stays as it is, so the command can be given again.
 set -euo pipefail
 
-need() { # variable, what it is
-  if [ -z "${!1:-}" ]; then
-    echo "bucket.sh: set $1, $2" >&2
-    exit 2
-  fi
-}
+. "$(dirname "$0")/need.sh"
 need PROJECT "the id of the Google Cloud project"
 need REGION "the region of the accelerators, such as us-west4: a bucket elsewhere is slower, and its traffic costs"
 need BUCKET "a name for the bucket that nobody else has"

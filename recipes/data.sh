@@ -8,12 +8,7 @@
 # The last line says where to train from: DATA of the other recipes.
 set -euo pipefail
 
-need() { # variable, what it is
-  if [ -z "${!1:-}" ]; then
-    echo "data.sh: set $1, $2" >&2
-    exit 2
-  fi
-}
+. "$(dirname "$0")/need.sh"
 need BUCKET "the name of the bucket"
 CONFIG=${CONFIG:-configs/ade20k.py:r50}
 ADE20K=${ADE20K:-http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip}

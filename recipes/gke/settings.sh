@@ -1,12 +1,7 @@
 # The variables of recipes/gke/cluster.sh and recipes/gke/train.sh, which read this file.
 # shellcheck shell=bash disable=SC2034
 
-need() { # variable, what it is
-  if [ -z "${!1:-}" ]; then
-    echo "${0##*/}: set $1, $2" >&2
-    exit 2
-  fi
-}
+. "$(dirname "$0")/../need.sh"
 need PROJECT "the id of the Google Cloud project"
 need ZONE "the zone of the TPUs, in which the project has a quota for them"
 need BUCKET "the name of the bucket, see recipes/bucket.sh"

@@ -9,12 +9,7 @@
 # continues a run. DATA and WORKDIR may be in a bucket, gs://BUCKET/...
 set -euo pipefail
 
-need() { # variable, what it is
-  if [ -z "${!1:-}" ]; then
-    echo "submit.sh: set $1, $2" >&2
-    exit 2
-  fi
-}
+. "$(dirname "$0")/../need.sh"
 need DATA "the prepared data: the folder that python -m fasseg_jax.data.tfds prints"
 need WORKDIR "the run's folder, which all nodes see"
 export DATA WORKDIR

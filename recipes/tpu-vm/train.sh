@@ -13,12 +13,7 @@
 # It trains the last commit of this clone.
 set -euo pipefail
 
-need() { # variable, what it is
-  if [ -z "${!1:-}" ]; then
-    echo "train.sh: set $1, $2" >&2
-    exit 2
-  fi
-}
+. "$(dirname "$0")/../need.sh"
 need PROJECT "the id of the Google Cloud project"
 need ZONE "the zone of the TPUs, in which the project has a quota for them"
 need BUCKET "the name of the bucket, see recipes/bucket.sh"
