@@ -17,7 +17,7 @@ from fasseg_jax.config import flat_fields
 from fasseg_jax.data import DataError, Source
 from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.evaluation.evaluate import ImageResult
-from fasseg_jax.runtime.agreement import fail_together, package_versions
+from fasseg_jax.runtime.agreement import fail_together, version_facts
 from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.files import Path, remove_folder, write_atomically
 from fasseg_jax.runtime.record_file import RecordFile, list_record_files, read_records
@@ -58,7 +58,7 @@ def describe_evaluation(
 def evaluation_facts(evaluation: Mapping[str, Any], source: Source) -> dict[str, str]:
     """What must be the same on all hosts: name -> value, in words; `evaluation` is of `describe_evaluation`."""
     return {
-        **{f"the version of {name}": version for name, version in package_versions().items()},
+        **version_facts(),
         **{name: str(value) for name, value in evaluation.items()},
         "the number of images": str(len(source)),
     }

@@ -13,7 +13,7 @@ import jax
 
 from fasseg_jax.config import flat_fields
 from fasseg_jax.inference.segmenter import Segmenter
-from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal
+from fasseg_jax.runtime.agreement import fail_together, require_equal, version_facts
 from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.files import Path, file_state, list_files, remove_folder, write_atomically
 from fasseg_jax.runtime.record_file import RecordFile, list_record_files, read_records
@@ -51,8 +51,7 @@ class PhotoProgress:
         prediction = _describe(segmenter, writes)
         names = "\n".join(map(str, photos.values()))
         digest = hashlib.blake2b(names.encode(errors="surrogateescape"), digest_size=16).hexdigest()
-        versions = {f"the version of {name}": version for name, version in package_versions().items()}
-        require_equal({**prediction, **versions, "the hash of the photos' names": digest})
+        require_equal({**prediction, **version_facts(), "the hash of the photos' names": digest})
         with fail_together():
             header = self._folder / "prediction.json"
             same = header.exists() and header.read_text() == json.dumps(prediction)

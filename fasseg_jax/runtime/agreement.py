@@ -10,7 +10,7 @@ import jax
 from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.files import Path, WriteError
 
-__all__ = ["fail_together", "package_versions", "require_equal", "require_shared"]
+__all__ = ["fail_together", "package_versions", "require_equal", "require_shared", "version_facts"]
 
 PACKAGES = ("fasseg_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # that decide what is computed
 
@@ -96,3 +96,8 @@ def package_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
+
+
+def version_facts() -> dict[str, str]:
+    """`package_versions` for `require_equal`: the names in words."""
+    return {f"the version of {name}": version for name, version in package_versions().items()}

@@ -16,7 +16,7 @@ from fasseg_jax.data.classes import ClassTable
 from fasseg_jax.data.plausibility import look_at_labels
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.agreement import fail_together, package_versions, require_equal, require_shared
+from fasseg_jax.runtime.agreement import fail_together, require_equal, require_shared, version_facts
 from fasseg_jax.runtime.command_line import end_within, other_program
 from fasseg_jax.runtime.compilation import announce, paused_garbage_collection, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
@@ -214,7 +214,7 @@ def run_facts(
 ) -> dict[str, str]:
     """What must be the same on all hosts that train together: name -> value, in words."""
     return {
-        **{f"the version of {name}": version for name, version in package_versions().items()},
+        **version_facts(),
         **{f"config.{name}": repr(value) for name, value in flat_fields(config).items() if name not in OF_A_HOST},
         **{f"class {class_id}": repr(name) for class_id, name in enumerate(classes.names)},
         **{f"the number of {split} samples": str(number) for split, number in samples.items()},
