@@ -7,6 +7,9 @@ import logging
 import os
 import sys
 import threading
+import traceback
+import types
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -127,16 +130,26 @@ def _flush_output() -> None:
 
 
 def _hide_errors_of_threads() -> None:
-    """Hide the tracebacks that Orbax's threads print. Orbax raises the same errors in the main thread."""
+    """Hide what Orbax's threads print when a write fails. Orbax raises the same errors in the main thread."""
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # writes that were given up after the first error
-    hook = sys.unraisablehook
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # likewise
+    of_threads, unraisable = threading.excepthook, sys.unraisablehook
 
-    def print_others(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":  # likewise
-            hook(unraisable)
+    def print_of_threads(error: Any) -> None:
+        if not _passes_through_orbax(error.exc_traceback):
+            of_threads(error)
 
-    sys.unraisablehook = print_others
+    def print_unraisable(error: Any) -> None:
+        if str(error.exc_value) != "Event loop is closed" and not _passes_through_orbax(error.exc_traceback):
+            unraisable(error)
+
+    threading.excepthook, sys.unraisablehook = print_of_threads, print_unraisable
+
+
+def _passes_through_orbax(trace: types.TracebackType | None) -> bool:
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    return any(f"{os.sep}orbax{os.sep}" in file for file in files)
 
 
 class _VersionFlag(flags.BooleanFlag):

@@ -218,8 +218,9 @@ def test_full_disk(undisturbed, tmp_path, kilobytes, message):
         check=False,
     )
     assert process.returncode == 1, process.stderr
-    (line,) = [line for line in process.stderr.splitlines() if "compiled programs are not kept" not in line]
-    assert line.startswith("train.py: ") and message in line and str(tmp_path / "run") in line
+    lines = [line for line in process.stderr.splitlines() if "compiled programs are not kept" not in line]
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("train.py: ") and message in lines[0] and str(tmp_path / "run") in lines[0]
 
 
 def test_mistakes(tmp_path):
