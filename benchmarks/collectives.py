@@ -6,6 +6,8 @@ import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 LINE = re.compile(rf"= (\(.*?\)|\S+) ({'|'.join(KINDS)})(?:-start)?\((.*)")
+# What crosses slices of TPUs goes through the hosts.
+TRANSFER = re.compile(r"= (\(.*?\)|\S+) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
 # XLA writes groups as lists, as a permuted range cut into rows, or as axes of a mesh.
 LISTS = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
 RANGE = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
@@ -17,10 +19,16 @@ def collectives(program: str) -> list[dict]:
     found = []
     for line in program.splitlines():
         if match := LINE.search(line):
-            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
-            sizes = [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
-            found.append({"kind": match[2], "elements": max(sizes), "groups": groups(match[3])})
+            found.append({"kind": match[2], "elements": _elements(match[1]), "groups": groups(match[3])})
+        elif match := TRANSFER.search(line):
+            kind = match[2].lower().replace("_", "-")
+            found.append({"kind": kind, "elements": _elements(match[1]), "groups": []})
     return found
+
+
+def _elements(shapes: str) -> int:
+    sizes = [shape.split(",") for shape in re.findall(r"\w+\[([\d,]*)\]", shapes)]
+    return max(int(np.prod([int(n) for n in size if n])) for size in sizes)
 
 
 def groups(text: str) -> list[list[int]]:

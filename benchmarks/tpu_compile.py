@@ -52,11 +52,12 @@ def main(_):
     program = compiled.as_text()
     chips_of_slice = len(chips) // SLICES.value
 
-    def name(collective):
+    def across(collective):
         groups = collective["groups"] or [range(len(chips))]
-        across = any(len({chip // chips_of_slice for chip in group}) > 1 for group in groups)
-        return collective["kind"] + " across slices" * across
+        return any(len({chip // chips_of_slice for chip in group}) > 1 for group in groups)
 
+    exchanges = collectives(program)
+    names = [exchange["kind"] + " across slices" * across(exchange) for exchange in exchanges]
     images = size // len(chips)
     cycles = program_cycles(program, images * TARGETS.value)
     inside = sum(runs * images * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
@@ -73,7 +74,8 @@ def main(_):
         "compile_s": seconds,
         "memory_per_chip_gb": (live - memory.alias_size_in_bytes) / 1e9,
         "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
-        "collectives": dict(collections.Counter(map(name, collectives(program)))),
+        "collectives": dict(collections.Counter(names)),
+        "elements_across_slices": sum(exchange["elements"] for exchange in exchanges if across(exchange)),
         "estimated_step_ms": step_ms,
         "model_flops_utilization": images * training_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[chips[0].device_kind]),
         "not_estimated_gathers_and_scatters": cycles.moved,

@@ -177,9 +177,9 @@ def remove_workdir(hosts: Hosts) -> None:
     shutil.rmtree(hosts.workdirs[0], ignore_errors=True)
 
 
-def full_disk(hosts: Hosts) -> None:
-    """Start host 0 so that it can write no checkpoint."""
-    hosts.limited = 0
+def full_disk(hosts: Hosts, host: int) -> None:
+    """Start a host so that it can write no checkpoint."""
+    hosts.limited = host
     hosts.start()
     hosts.wait("step 1")
 
@@ -204,7 +204,8 @@ FAULTS = {
     "memory": Fault("SIGKILL on host 1 by the kernel, which is out of memory", kill_child),
     "stopped": Fault("SIGSTOP on host 1, for 30 s", stop),
     "removed": Fault("the folder of the run is removed", remove_workdir),
-    "disk": Fault("the disk is full on host 0", full_disk),
+    "disk": Fault("the disk is full on host 0", lambda hosts: full_disk(hosts, 0)),
+    "disk_1": Fault("the disk is full on host 1", lambda hosts: full_disk(hosts, 1)),
     "never": Fault("host 1 does not start", lambda hosts: hosts.start(0)),
 }
 

@@ -6,7 +6,9 @@ classes), and also holds what training needs to resume. The data need no state: 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import orbax.checkpoint as ocp
@@ -77,6 +79,7 @@ class RunCheckpoints:
                     # Orbax moves a checkpoint there before it deletes it. Otherwise a run that is killed meanwhile
                     # would leave a checkpoint under its name that lacks files.
                     todelete_subdir=REMOVED,
+                    async_options=ocp.AsyncOptions(barrier_sync_fn=barrier_of_healthy_hosts()),
                 ),
             )
             self._delete_removed()
@@ -189,6 +192,22 @@ class RunCheckpoints:
                 f"{self._manager.directory}: cannot write a checkpoint ({type(error).__name__}: {str(error)[:120]}); "
                 f"{kept}. {ADVICE[in_bucket(self._manager.directory)]} and run the same command to resume"
             ) from error
+
+
+def barrier_of_healthy_hosts() -> Callable[..., None]:
+    """A barrier of all hosts, for Orbax's threads. A host whose write failed does not wait there.
+
+    After a failed write Orbax waits, before it raises the error, for hosts that wait elsewhere for that write: both for
+    20 minutes. Where the error is raised at once the program ends, and the others notice a lost host.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+
+    def meet(*, key: str, timeout_ms: int) -> None:
+        failed = sys.exc_info()[1] and threading.current_thread() is not threading.main_thread()
+        if not failed:
+            wait(key=key, timeout_ms=timeout_ms)
+
+    return meet
 
 
 def _complete_copied(directory: epath.Path) -> None:

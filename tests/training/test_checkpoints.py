@@ -1,15 +1,18 @@
 """Which checkpoints a run keeps, and which one it finds."""
 
+import contextlib
 import shutil
+import threading
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from fasseg_jax.config import load_config
 from fasseg_jax.data.classes import load_classes
-from fasseg_jax.training.checkpoints import RunCheckpoints
+from fasseg_jax.training.checkpoints import RunCheckpoints, barrier_of_healthy_hosts
 from fasseg_jax.training.train_step import TrainState
 from fasseg_jax.weights.checkpoint import find_checkpoint, load_checkpoint
 
@@ -83,3 +86,25 @@ def test_a_run_without_checkpoints(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match="this run has no checkpoint yet"):
         find_checkpoint(tmp_path)
+
+
+def test_a_host_whose_write_failed_does_not_wait_for_the_others(monkeypatch):
+    """scripts/host_faults.py tries a full disk on two hosts."""
+    waits = []
+    monkeypatch.setattr(ocp.multihost, "get_barrier_sync_fn", lambda: lambda **barrier: waits.append(barrier))
+    meet = barrier_of_healthy_hosts()
+
+    def finalize(key, error=None):  # as Orbax does
+        with contextlib.suppress(OSError):
+            try:
+                if error:
+                    raise error
+            finally:
+                meet(key=key, timeout_ms=1)
+
+    for arguments in [("written",), ("failed", OSError("the disk is full"))]:
+        thread = threading.Thread(target=finalize, args=arguments)
+        thread.start()
+        thread.join()
+    finalize("of the main thread", OSError("handled elsewhere"))
+    assert [barrier["key"] for barrier in waits] == ["written", "of the main thread"]

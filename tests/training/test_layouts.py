@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.collectives import groups
+from benchmarks.collectives import collectives, groups
 from fasseg_jax.runtime.distributed import DATA, SLICE, batch_axes, make_mesh, state_shardings
 from tests.helpers.training_runs import ROOT, TINY, environment
 
@@ -107,3 +107,13 @@ def test_devices_say_in_which_slice_they_lie():
 )
 def test_groups_of_devices_are_read(text, expected):
     assert groups(text) == expected
+
+
+def test_what_crosses_slices_of_tpus_is_found():
+    attributes = '_xla_host_transfer_rendezvous="all-reduce_0",_xla_megascale_transfer_type="ALL_REDUCE"'
+    line = (
+        f"%send = (f32[2,8,128]{{2,1,0}}, u32[], token[]) send(%sum, %token), is_host_transfer=true, {{{attributes}}}"
+    )
+    assert collectives(f"{line}\n%done = token[] send-done(%send), {{{attributes}}}") == [
+        {"kind": "all-reduce", "elements": 2048, "groups": []}
+    ]

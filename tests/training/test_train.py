@@ -90,22 +90,25 @@ def test_a_run_leaves_what_it_says(undisturbed):
     assert segmenter(np.zeros((50, 70, 3), np.uint8)).labels.shape == (50, 70)
 
 
-def test_two_processes_agree_with_one(tmp_path):
+def test_two_processes_go_on_where_one_was_and_agree_with_it(tmp_path):
     """With four decoder layers: HRCA is the last. test_layouts.py compares layouts of the devices of one process.
 
     Only two steps are compared: rounding differs between layouts, and sooner or later it moves a sample across the
     border between two pixels, where the gradient jumps.
     """
-    fields = {"train__steps": 2, "model__decoder__num_layers": 4}
-    train(tmp_path / "one", **fields)
-    two = start_hosts([command(tmp_path / "two", **fields)] * 2)
-    errors = [process.communicate(timeout=600)[1] for process in two]
-    assert [process.returncode for process in two] == [0, 0], errors
-    expected = metrics(tmp_path / "one")
-    assert sorted(expected) == [1, 2]
-    losses = metrics(tmp_path / "two")
-    for step in (1, 2):
-        np.testing.assert_allclose(losses[step], expected[step], rtol=1e-5)
+    one, two = tmp_path / "one", tmp_path / "two"
+    fields = {"train__steps": 4, "train__checkpoint_every": 2, "model__decoder__num_layers": 4}
+    train(one, **fields)
+    shutil.copytree(one, two)
+    shutil.rmtree(two / "checkpoints" / "4")
+    (two / "metrics.jsonl").unlink()
+    hosts = start_hosts([command(two, **fields)] * 2)
+    errors = [process.communicate(timeout=600)[1] for process in hosts]
+    assert [process.returncode for process in hosts] == [0, 0], errors
+    expected, losses = metrics(one), metrics(two)
+    assert sorted(losses) == [3, 4]
+    for step, loss in losses.items():
+        np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
 
 
 def test_killed_runs_resume_bit_for_bit(undisturbed, seconds, tmp_path, request):
