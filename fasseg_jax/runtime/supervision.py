@@ -33,7 +33,8 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM)  # signals that the parent sends on 
 KEPT_LINES = 5000
 
 LOG_LINE = re.compile(r"[IWEF]\d{4} [\d:.]+ +\d+ ([\w.]+):\d+\] ")  # of C++ libraries; the name is that of a file
-COORDINATION = re.compile(r"(coordination\w*|preemption\w*|client|distributed\w*)\.(cc|h)")
+# Files whose lines are kept: those of the coordination, and of the advice to report a slow compilation to XLA.
+HIDDEN = re.compile(r"(coordination\w*|preemption\w*|client|distributed\w*|slow_operation_alarm)\.(cc|h)")
 SILENT = re.compile(r"stopped sending heartbeats\):\n(?P<tasks>(?:.*\n)*?)The tasks have crashed")
 AGAIN = "start the same command on all hosts again: it goes on from what was saved"
 
@@ -139,7 +140,7 @@ class _Log(threading.Thread):
         for line in self._stream:
             if match := LOG_LINE.match(line):
                 fatal = fatal or line.startswith("F")
-                keeps = fatal or COORDINATION.fullmatch(match.group(1)) is not None
+                keeps = fatal or HIDDEN.fullmatch(match.group(1)) is not None
             if keeps:
                 self.lines.append(line)
             else:

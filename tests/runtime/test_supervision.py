@@ -68,6 +68,7 @@ def start(code: str) -> subprocess.Popen:
     [
         (ABORT, 75, ["ours", "I1126 14:00:42.5 13790 compiler.cc:1] theirs", "train.py: host 1 of 3 is lost: no sign"]),
         ("os.write(2, b'E1126 14:00:42.5 1 coordination_service.cc:9] x\\n'); sys.exit(2)", 2, []),
+        ("os.write(2, b'E1126 14:00:42.5 1 slow_operation_alarm.cc:73] \\n***\\nfile a bug\\n')", 0, []),
         (
             "os.write(2, b'F1126 14:00:42.5 1 gpu.cc:9] x\\n'); os.abort()",
             134,
