@@ -38,7 +38,7 @@ RECIPE = flags.DEFINE_string("recipe", "configs/ade20k.py:r50", "The recipe.")
 PROGRAM = flags.DEFINE_string("program", "forward_1", "forward_B, train_B or frozen_B, of B images.")
 SIDE = flags.DEFINE_integer("side", 512, "Side of the square images, a multiple of 64.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Dtype of the computation.")
-RUNS = flags.DEFINE_integer("runs", 10, "Timed runs, after two that are not timed.", lower_bound=1)
+RUNS = flags.DEFINE_integer("runs", 5, "Timed runs, after two that are not timed.", lower_bound=1)
 FOLDER = flags.DEFINE_string("folder", None, "Folder of compiled programs.", required=True)
 COMPILE_ONLY = flags.DEFINE_boolean("compile_only", False, "Compile into the folder, and do not run.")
 

@@ -53,8 +53,8 @@ def frozen_backbones() -> str:
     return _table(
         {
             "Recipe": [f"`{variant}`" for variant, _, _ in both],
-            "Step, trained": [_milliseconds(train) for _, train, _ in both],
-            "frozen": [_milliseconds(frozen) for _, _, frozen in both],
+            "Step, trained": [_time(train) for _, train, _ in both],
+            "frozen": [_time(frozen) for _, _, frozen in both],
             "Memory, trained": [_gigabytes(train) for _, train, _ in both],
             "frozen ": [_gigabytes(frozen) for _, _, frozen in both],
         }
@@ -70,8 +70,9 @@ def measured() -> str:
     machine = figures["machine"]
     return (
         f"{size} Times and memory are of the same size on {machine['device']} with jax {machine['jax']} in "
-        f"{machine['dtype']}, with random weights: the median of ten runs, and the most memory that was in use (of a "
-        f"CPU, that of the whole process). A training step has {figures.get('batch', 8)} images, each with 8 classes."
+        f"{machine['dtype']}, with random weights: the median of at least five runs, and the most memory that was in "
+        f"use (of a CPU, that of the whole process). A training step has {figures.get('batch', 8)} images, each with 8 "
+        "classes."
     )
 
 
@@ -87,12 +88,15 @@ def _variant(recipe: str) -> str:
     return recipe.partition(":")[2]
 
 
-def _milliseconds(program: dict[str, Any] | None) -> str:
-    return f"{1e3 * program['median_s']:.{0 if program['median_s'] > 0.1 else 1}f} ms" if program else MISSING
+def _time(program: dict[str, Any] | None) -> str:
+    if program is None:
+        return MISSING
+    seconds = program["median_s"]
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.{0 if seconds > 0.1 else 1}f} ms"
 
 
 def _time_and_memory(program: dict[str, Any] | None) -> str:
-    return f"{_milliseconds(program)}, {_gigabytes(program)}" if program else MISSING
+    return f"{_time(program)}, {_gigabytes(program)}" if program else MISSING
 
 
 def _gigabytes(program: dict[str, Any] | None) -> str:
