@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 FAILING_WRITES = """
-import asyncio, gc, os, sys, threading
+import gc, threading
 from fasseg_jax.runtime.command_line import parse_flags
 
 parse_flags(["program"])
