@@ -1,15 +1,16 @@
 """Measure the recipes of configs/ade20k.py for docs/choosing.md: parameters, multiply-adds, time and memory.
 
-    python scripts/measure_models.py --jobs 12
+    python scripts/measure_models.py --dtype float32 --batch 2
 
 It writes scripts/models.json, which docs/hooks/models.py shows. First it compiles programs side by side, then it times
 one after the other; each has a process of its own, benchmarks/model_program.py. What a folder or the file has already
 is not done again, so an interrupted run goes on. The most important recipes come first, and --deadline_s ends both
-parts early. For another machine, name another folder and file.
+parts early. A file is of one machine, dtype and batch: for others, name another --folder and --output.
 
-    python scripts/measure_models.py --count
+    python scripts/measure_models.py --jobs 12 --folder out/gpu --output out/gpu.json
+    python scripts/measure_models.py --dtype float32 --batch 2 --count
 
-only counts parameters and multiply-adds, which are those of every machine.
+The latter only counts parameters and multiply-adds, which are those of every machine.
 """
 
 import concurrent.futures

@@ -29,6 +29,7 @@ __all__ = [
     "program_name",
 ]
 
+ORBAX = f"{os.sep}orbax{os.sep}"  # in the paths of its files
 SCRIPTS = {"train.py", "eval.py", "predict.py", "convert.py"}  # of a clone
 
 
@@ -131,7 +132,7 @@ def _flush_output() -> None:
 
 def _hide_errors_of_threads() -> None:
     """Hide what Orbax's threads print when a write fails. Orbax raises the same errors in the main thread."""
-    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+    logging.getLogger("absl").addFilter(lambda record: ORBAX not in record.pathname)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # writes that were given up after the first error
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # likewise
     of_threads, unraisable = threading.excepthook, sys.unraisablehook
@@ -148,8 +149,7 @@ def _hide_errors_of_threads() -> None:
 
 
 def _passes_through_orbax(trace: types.TracebackType | None) -> bool:
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
-    return any(f"{os.sep}orbax{os.sep}" in file for file in files)
+    return any(ORBAX in frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
 
 
 class _VersionFlag(flags.BooleanFlag):
