@@ -51,7 +51,7 @@ class RunCheckpoints:
         samples: Mapping[str, int],
         fingerprints: Mapping[str, str] | None = None,
     ):
-        """Open or make the directory, and remove what interrupted writes left behind.
+        """Open or make the directory, and begin to remove what interrupted writes left; `save` waits for the end of it.
 
         Args:
           directory: of the checkpoints.
