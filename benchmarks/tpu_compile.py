@@ -14,7 +14,7 @@ import collections
 import json
 import time
 
-from tpu_cycles import CYCLES_PER_MS, Kernels, program_cycles
+from tpu_cycles import CYCLES_PER_MS, Kernels, loss_kernels, program_cycles
 
 # isort: split
 from absl import app, flags
@@ -41,7 +41,7 @@ def main(_):
     if config.model.deformable_attention == "auto":
         config.model.deformable_attention = "tpu"  # what "auto" is on a TPU
     size, (height, width) = config.train.batch_size, config.augmentation.crop
-    kernels = Kernels(config.model, (height, width), TOPOLOGY.value)
+    kernels, of_loss = Kernels(config.model, (height, width), TOPOLOGY.value), loss_kernels(config, TOPOLOGY.value)
     several = {"num_slices": SLICES.value} if SLICES.value > 1 else {}
     chips = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value, **several).devices
     begin = time.perf_counter()
@@ -61,8 +61,9 @@ def main(_):
     images = size // len(chips)
     cycles = program_cycles(program, images * TARGETS.value)
     inside = sum(runs * images * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
+    in_loss = sum(blocks * of_loss[name] for name, blocks in cycles.blocks.items())
     per_ms = CYCLES_PER_MS[TOPOLOGY.value.partition(":")[0]]
-    step_ms = (cycles.everything + inside) / per_ms
+    step_ms = (cycles.everything + inside + in_loss) / per_ms
     live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     result = {
         "config": flags.FLAGS["config"].config_filename,
@@ -81,6 +82,7 @@ def main(_):
         "not_estimated_gathers_and_scatters": cycles.moved,
         "not_estimated_sorted_elements": cycles.sorted,
         "of_these_deformable_sampling_ms": (cycles.sampling + inside) / per_ms,
+        "of_these_kernels_of_the_loss_ms": in_loss / per_ms,
     }
     table = Table("measure", "value", title="Training step, compiled ahead of time")
     for name, value in result.items():

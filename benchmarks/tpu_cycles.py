@@ -7,6 +7,7 @@ sorts, which have no note: their sizes are counted instead.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,8 +17,10 @@ import multiprocessing
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # otherwise the TPU library looks for a machine that is not there
@@ -29,17 +32,21 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from fasseg_jax.losses.mask_loss import PAIRS_AT_ONCE
+from fasseg_jax.losses.points import point_counts
 from fasseg_jax.models.layers.deformable_attention import compass_bias, reference_points
 from fasseg_jax.ops.deformable import tpu
 from fasseg_jax.ops.deformable.geometry import Shapes
+from fasseg_jax.ops.point_sampling import pack_labels, sample_class_masks, sample_masks
 
-__all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "program_cycles"]
+__all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "loss_kernels", "program_cycles"]
 
 # A v5e has one core, a v5p two that work as one device; each core has four matrix units of 128 x 128.
 CYCLES_PER_MS = {"v5e": 1.5e6, "v5p": 1.75e6}
 MATRIX_UNIT_LATENCY = 125  # cycles from a matmul to its result, in the compiler's critical paths
 SAMPLING = "deformable_sample"  # in the names of all its operations
 GRADIENTS = "deformable_sample_gradients"  # the kernel of its derivative
+TENTS = r"sum_of_tents_\d+x\d+_at_(\d+)"  # the kernels of the loss, and the points of a block
 
 
 @dataclasses.dataclass
@@ -49,7 +56,8 @@ class Cycles:
     Attributes:
       everything: the cycles of all operations.
       sampling: the cycles of the operations around the kernels of deformable sampling.
-      kernels: how often each kernel runs, by name.
+      kernels: how often each kernel of deformable sampling runs for an image, by name.
+      blocks: how many blocks of points each kernel of the loss samples, by name.
       moved: slices that gathers read and scatters write one by one.
       sorted: elements in sorts.
     """
@@ -57,6 +65,7 @@ class Cycles:
     everything: float = 0.0
     sampling: float = 0.0
     kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    blocks: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     moved: int = 0
     sorted: int = 0
 
@@ -66,8 +75,9 @@ class Cycles:
         self.sampling += times * other.sampling
         self.moved += times * other.moved
         self.sorted += times * other.sorted
-        for name, count in other.kernels.items():
-            self.kernels[name] += times * count
+        for mine, others in ((self.kernels, other.kernels), (self.blocks, other.blocks)):
+            for name, count in others.items():
+                mine[name] += times * count
 
 
 def program_cycles(program: str, targets: int = 16, path_length: int = 2) -> Cycles:
@@ -116,6 +126,8 @@ def program_cycles(program: str, targets: int = 16, path_length: int = 2) -> Cyc
                 total.add(count(fused[1]), 1)
             elif 'custom_call_target="tpu_custom_call"' in line and sampling:
                 total.kernels[GRADIENTS if GRADIENTS in line else SAMPLING] += 1
+            elif kernel := re.search(TENTS, line):
+                total.blocks[kernel[0]] += math.prod(shapes[result[1]]) // int(kernel[1])
         return total
 
     return count("ENTRY")
@@ -130,15 +142,8 @@ class Kernels:
         Call this before this process uses the TPU library, which only one process can do at a time.
         """
         self._config, self._shapes = config, tuple((size[0] // s, size[1] // s) for s in (32, 16, 8))
-        spawn = multiprocessing.get_context("spawn")
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = (
-                f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-                " --xla_jf_dump_llo_pass_label_regex=final_bundles"
-            )
-            with ProcessPoolExecutor(1, spawn, os.putenv, ("LIBTPU_INIT_ARGS", arguments)) as process:
-                process.submit(_compile_kernels, config.to_json(), self._shapes, topology).result()
-            self._schedules = {name: _schedule(Path(folder), name) for name in (SAMPLING, GRADIENTS)}
+        with _schedules(_compile_kernels, config.to_json(), self._shapes, topology) as folder:
+            self._schedules = {name: _schedule(folder, name) for name in (SAMPLING, GRADIENTS)}
 
     def cycles(self, name: str, offset: float) -> float:
         """The cycles of a kernel for one layer and image.
@@ -164,13 +169,38 @@ class Kernels:
         return outside * bounds.shape[1] * bounds.shape[3] + float(repeats @ loops)
 
 
-def _compile_kernels(config: str, shapes: Shapes, topology: str) -> None:
-    config = ConfigDict(json.loads(config))
+def loss_kernels(config: ConfigDict, topology: str) -> dict[str, float]:
+    """The cycles of a block of points in each kernel of the loss, by the kernel's name, for training by `config`.
+
+    Call this, too, before this process uses the TPU library.
+    """
+    with _schedules(_compile_loss_kernels, config.to_json(), topology) as folder:
+        names = {match[0] for path in folder.iterdir() if (match := re.search(TENTS, path.name))}
+        parts = {name: _schedule(folder, name) for name in names}
+    return {name: outside + sum(loops) for name, (outside, loops) in parts.items()}
+
+
+@contextlib.contextmanager
+def _schedules(compile_them: Callable[..., None], *arguments: Any) -> Iterator[Path]:
+    """A folder with the final schedules of what a function compiles in another process."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        options = (
+            f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles"
+        )
+        with ProcessPoolExecutor(1, spawn, os.putenv, ("LIBTPU_INIT_ARGS", options)) as process:
+            process.submit(compile_them, *arguments).result()
+        yield Path(folder)
+
+
+def _arrays(topology: str) -> Callable[..., jax.ShapeDtypeStruct]:
+    """A function that gives the type of an array on one chip."""
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    return lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
 
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
 
+def _compile_kernels(config: str, shapes: Shapes, topology: str) -> None:
+    config, array = ConfigDict(json.loads(config)), _arrays(topology)
     tokens, heads = sum(h * w for h, w in shapes), config.num_heads
     values = array(config.dtype, 1, tokens, heads, config.hidden_dim // heads)
     weights = array(jnp.float32, 1, tokens, heads, len(shapes), config.pixel_decoder.num_points)
@@ -182,6 +212,19 @@ def _compile_kernels(config: str, shapes: Shapes, topology: str) -> None:
         jax.jit(functools.partial(function, shapes=shapes)).lower(*arrays).compile()
 
 
+def _compile_loss_kernels(config: str, topology: str) -> None:
+    config, array = ConfigDict(json.loads(config)), _arrays(topology)
+    pairs, (height, width) = PAIRS_AT_ONCE["tpu"], config.augmentation.crop
+    masks, labels = array(jnp.float32, pairs, height // 4, width // 4), array(jnp.uint8, 1, height, width)
+    image, counts = array(jnp.int32, pairs), point_counts(config.loss)
+    for count in (counts.oversampled, counts.uniform):
+        jax.jit(sample_masks).lower(masks, array(jnp.float32, pairs, count, 2)).compile()
+    points = array(jnp.float32, pairs, config.loss.num_points, 2)
+    jax.jit(lambda labels, *others: sample_class_masks(pack_labels(labels), *others)).lower(
+        labels, image, image, points
+    ).compile()
+
+
 def _schedule(folder: Path, name: str) -> tuple[float, list[float]]:
     """Cycles of a kernel for a tile of queries: those outside its loops, and those of an iteration of each loop.
 
@@ -190,8 +233,8 @@ def _schedule(folder: Path, name: str) -> tuple[float, list[float]]:
     """
     is_of_kernel = re.compile(rf".*-{name}(\.\d+)?-.*final_bundles\.txt").fullmatch
     found = [path for path in folder.iterdir() if is_of_kernel(path.name) and "analysis" not in path.name]
-    if len(found) != 1:
-        raise RuntimeError(f"the compiler wrote {len(found)} schedules of {name}: {[path.name for path in found]}")
+    if not found:  # if several, the same kernel was compiled for several numbers of blocks
+        raise RuntimeError(f"the compiler wrote no schedule of {name}")
     bundles = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", found[0].read_text(), re.MULTILINE)
     regions = [(depth == ">>", [text for _, text in run]) for depth, run in itertools.groupby(bundles, lambda x: x[0])]
     # A few more bundles of a loop follow the branch at its end.

@@ -24,7 +24,7 @@ from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import PairPoints, point_counts
 from fasseg_jax.losses.targets import Targets, loop_over_targets
 from fasseg_jax.models.predictions import FactoredPredictions
-from fasseg_jax.ops.point_sampling import PackedLabels, pack_labels, sample_labels, sample_masks
+from fasseg_jax.ops.point_sampling import PackedLabels, pack_labels, sample_class_masks, sample_masks, spread_on_masks
 from fasseg_jax.ops.selection import most_uncertain
 
 __all__ = ["MaskLosses", "mask_losses"]
@@ -203,9 +203,7 @@ def pair_losses(
     xy = [jnp.concatenate([x, uniform[..., 0]], axis=1), jnp.concatenate([y, uniform[..., 1]], axis=1)]
     points = jnp.stack(xy, axis=-1)  # (N, P, 2)
     logits = jnp.concatenate([important_logits, sample_masks(masks, uniform)], axis=1)  # (N, P)
-    corners = sample_labels(labels, image, points)  # four times (N, P), (N, P)
-    samples = [weight * (label == classes[:, None]) for label, weight in corners]
-    truth = jnp.asarray(sum(samples))  # (N, P)
+    truth = sample_class_masks(labels, image, classes, points)  # (N, P)
 
     def weighted_sum(logits):
         cross_entropy = (jax.nn.softplus(logits) - logits * truth).mean(axis=1)
@@ -215,8 +213,8 @@ def pair_losses(
         return (config.mask_weight * cross_entropy + config.dice_weight * dice).sum(), (cross_entropy, dice)
 
     grad_logits, (cross_entropy, dice) = jax.grad(weighted_sum, has_aux=True)(logits)
-    (grad_masks,) = jax.linear_transpose(partial(sample_masks, points=points), masks)(grad_logits)
-    return cross_entropy, dice, grad_masks
+    _, h, w = masks.shape
+    return cross_entropy, dice, spread_on_masks(grad_logits, points, (h, w))
 
 
 def most_uncertain_samples(

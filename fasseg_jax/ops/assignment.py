@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fasseg_jax.ops import triton
+
 __all__ = ["NON_FINITE_COST", "assign"]
 
 NON_FINITE_COST = 1e5  # replaces NaN and infinity; its negative replaces minus infinity
@@ -74,7 +76,8 @@ def assign(cost: Float[Array, "Q T"], num_targets: Int[Array, ""]) -> Int[Array,
     # This keeps the optimum, because every target is assigned; small numbers lose less in the float32 sums that follow.
     cost -= cost.min(axis=1, keepdims=True)
     num_targets = num_targets.astype(jnp.int32)
-    return jax.lax.platform_dependent(cost, num_targets, cuda=assign_in_a_kernel, default=assign_by_loops)
+    by_kernel = {"cuda": assign_in_a_kernel} if triton.compiles_here() else {}
+    return jax.lax.platform_dependent(cost, num_targets, **by_kernel, default=assign_by_loops)
 
 
 def assign_by_loops(cost: Float[Array, "T Q"], num_targets: Int[Array, ""]) -> Int[Array, "T"]:

@@ -15,14 +15,22 @@ from jaxtyping import Array, Float, Int, Integer, UInt32
 
 from fasseg_jax.ops.bilinear import corners, north_west
 
-__all__ = ["PackedLabels", "pack_labels", "sample_labels", "sample_masks", "sample_masks_at_shared_points"]
+__all__ = [
+    "PackedLabels",
+    "pack_labels",
+    "sample_class_masks",
+    "sample_labels",
+    "sample_masks",
+    "sample_masks_at_shared_points",
+    "spread_on_masks",
+]
 
 
 def sample_masks(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"]) -> Float[Array, "N P"]:
     """Sample each mask at points of its own.
 
-    A TPU gathers single numbers so slowly that matmuls take a hundredth of the time, forward and backward (by its
-    compiler's estimate, for masks of 128 x 128).
+    A TPU gathers single numbers so slowly that matmuls take a hundredth of the time, forward and backward
+    (`spread_on_masks`), by its compiler's estimate for masks of 128 x 128.
     """
     return jax.lax.platform_dependent(masks, points, tpu=sample_by_matmuls, default=sample_by_gathers)
 
@@ -39,15 +47,39 @@ def sample_by_gathers(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"
 
 
 def sample_by_matmuls(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"]) -> Float[Array, "N P"]:
-    """`sample_masks` as a sum over all pixels, each weighted by a tent of one pixel's size around the point."""
+    """`sample_masks` by the kernel for TPUs."""
     _, h, w = masks.shape
-    rows = jnp.einsum("nph,nhw->npw", _tent(points[..., 1], h), masks, precision="highest")  # (N, P, w)
-    return (rows * _tent(points[..., 0], w)).sum(axis=-1)
+    return _sum_of_tents(masks, points[..., 1] * h - 0.5, points[..., 0] * w - 0.5)
 
 
-def _tent(position, length):
-    """Weights of an axis' pixels for positions (...) in [0, 1]: (..., length)."""
-    return jnp.maximum(1 - jnp.abs(position[..., None] * length - 0.5 - jnp.arange(length)), 0)
+def _sum_of_tents(*arguments):
+    from fasseg_jax.ops.point_sampling_tpu import sum_of_tents  # Pallas takes a third of a second to import
+
+    return sum_of_tents(*arguments)
+
+
+def spread_on_masks(
+    values: Float[Array, "N P"], points: Float[Array, "N P 2"], size: tuple[int, int]
+) -> Float[Array, "N h w"]:
+    """The transpose of `sample_masks`: add each value to the pixels (h, w) = `size` around its point."""
+    by_matmul, by_scatter = (functools.partial(f, size=size) for f in (spread_by_matmul, spread_by_scatter))
+    return jax.lax.platform_dependent(values, points, tpu=by_matmul, default=by_scatter)
+
+
+def spread_by_scatter(values, points, size):
+    """`spread_on_masks` as one scatter for each corner."""
+    masks = jax.ShapeDtypeStruct((len(values), *size), values.dtype)
+    return jax.linear_transpose(functools.partial(sample_by_gathers, points=points), masks)(values)[0]
+
+
+def spread_by_matmul(values, points, size):
+    """`spread_on_masks` as a matmul; "high" takes three products of bfloat16, as `point_sampling_tpu` does."""
+
+    def tents(position, length):  # (N, P) -> (N, P, length)
+        return jnp.maximum(1 - jnp.abs(position[..., None] * length - 0.5 - jnp.arange(length)), 0)
+
+    rows, columns = (tents(points[..., axis], length) for axis, length in ((1, size[0]), (0, size[1])))
+    return jnp.einsum("nph,npw->nhw", rows, columns * values[..., None], precision="high")
 
 
 def sample_masks_at_shared_points(masks: Float[Array, "h w N"], points: Float[Array, "P 2"]) -> Float[Array, "P N"]:
@@ -110,6 +142,50 @@ def sample_labels(
         found += [((values >> n) & jnp.uint32(2**bits - 1)).astype(labels.dtype) for n in range(0, 32, bits)]
     weights = [corner.weight for corner in corners(x, y, labels.size)]
     return list(zip(found, weights, strict=True))
+
+
+def sample_class_masks(
+    labels: PackedLabels, image: Int[Array, "N"], classes: Int[Array, "N"], points: Float[Array, "N P 2"]
+) -> Float[Array, "N P"]:
+    """Sample the mask of one class for each row of points: `classes[n]` in the image `image[n]`."""
+    arguments = labels, image, classes, points
+    return jax.lax.platform_dependent(*arguments, tpu=class_masks_by_matmuls, default=class_masks_by_gathers)
+
+
+def class_masks_by_gathers(labels, image, classes, points):
+    """`sample_class_masks` by a gather of the labels."""
+    corners_of_points = sample_labels(labels, image, points)
+    return _sum_of(weight * (label == classes[:, None]) for label, weight in corners_of_points)
+
+
+def class_masks_by_matmuls(labels, image, classes, points):
+    """`sample_class_masks` by the kernel for TPUs.
+
+    A number holds six pixels of the mask, three rows by two columns, as bits; bfloat16 holds it exactly. So one number
+    for two rows has the four pixels around any point between them: a quarter of the work of the mask itself.
+    """
+    height, width = labels.size
+    groups = -(-height // 2)
+    masks = _unpack(labels)[image] == classes[:, None, None]  # (N, H, W)
+    masks = jnp.pad(masks, ((0, 0), (0, 2 * groups + 1 - height), (0, 1))).astype(jnp.bfloat16)
+    pixels = (masks[:, row : row + 2 * groups : 2, column : column + width] for row in range(3) for column in range(2))
+    numbers = _sum_of(2**place * pixel for place, pixel in enumerate(pixels))  # (N, groups, W)
+
+    x, y = points[..., 0], points[..., 1]
+    west, north = (pixel.astype(jnp.int32) for pixel in north_west(x, y, labels.size))  # -1 at the borders
+    column, row = jnp.maximum(west, 0), jnp.maximum(north, 0)
+    number = _sum_of_tents(numbers, (row // 2).astype(jnp.float32), column.astype(jnp.float32)).astype(jnp.int32)
+    four = number >> 2 * (row % 2)  # bits: north-west, north-east, south-west, south-east
+    four = jnp.where(north < 0, four << 2, four)  # what was read as north is south of the border
+    four = jnp.where(west < 0, four << 1, four)
+    return _sum_of(corner.weight * (four >> place & 1) for place, corner in enumerate(corners(x, y, labels.size)))
+
+
+def _unpack(labels: PackedLabels) -> Integer[Array, "B H W"]:
+    """The inverse of `pack_labels`."""
+    height, width = labels.size
+    words = labels.words[0].reshape(-1, height + 1, width + 1)  # their lowest bits hold the label north-west
+    return words[:, 1:, 1:].astype(labels.dtype)
 
 
 def _sum_of(terms):

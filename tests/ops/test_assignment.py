@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from fasseg_jax.ops import assignment
 from fasseg_jax.ops.assignment import NON_FINITE_COST, assign
-from tests.helpers.lowering import lowered_text
+from tests.helpers.lowering import AMPERE, TURING, have_devices, lowered_text, remove_triton
 
 
 @pytest.fixture(params=["loops", "kernel"])
@@ -112,3 +112,13 @@ def test_nvidia_gpus_get_one_kernel_for_all_problems(platform, kernels):
     text = lowered_text(jax.vmap(lambda *problem: assign(*problem)), *shapes, platform=platform)
     assert text.count("__gpu$xla.gpu.triton") == kernels
     assert ("stablehlo.while" in text) == (not kernels)
+
+
+@pytest.mark.parametrize(("devices", "has_triton"), [([TURING], True), ([AMPERE, TURING], True), ([AMPERE], False)])
+def test_gpus_for_which_triton_compiles_nothing_get_loops(monkeypatch, devices, has_triton):
+    have_devices(monkeypatch, devices)
+    if not has_triton:
+        remove_triton(monkeypatch)
+    shapes = jax.ShapeDtypeStruct((30, 20), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    text = lowered_text(assign, *shapes, platform="cuda")
+    assert "triton" not in text and "stablehlo.while" in text

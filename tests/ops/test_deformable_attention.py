@@ -2,7 +2,6 @@
 
 import functools
 import re
-import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from fasseg_jax import build_model
 from fasseg_jax.models.layers.deformable_attention import DeformableAttention, reference_points
 from fasseg_jax.ops import reference
 from fasseg_jax.ops.deformable.sampling import METHODS, deformable_sample
-from tests.helpers.lowering import lowered_text
+from tests.helpers.lowering import AMD, AMPERE, BLACKWELL, TPU, TURING, have_devices, lowered_text, remove_triton
 from tests.helpers.tiny import random_variables
 
 SHAPES = ((2, 3), (4, 5), (6, 7))
@@ -153,17 +152,6 @@ def test_slope_on_a_pixel_centre_is_that_to_the_right():
         np.testing.assert_allclose(slope[:-1, :, 1], 8 * np.diff(sums, axis=0), atol=1e-4)
 
 
-def device(platform, compute_capability=""):
-    return unittest.mock.Mock(spec=jax.Device, platform=platform, compute_capability=compute_capability)
-
-
-TPU = device("tpu")
-AMPERE = device("gpu", "8.6")
-BLACKWELL = device("gpu", "12.0")
-TURING = device("gpu", "7.5")  # Triton compiles for none before Ampere
-AMD = device("gpu", "gfx942")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "devices", "target", "kernels"),
@@ -182,15 +170,22 @@ AMD = device("gpu", "gfx942")
 )
 def test_programs_hold_the_kernels(inputs, monkeypatch, method, devices, target, kernels):
     """Forward and backward lowered for a platform, where JAX has such devices."""
-    devices = devices or jax.devices()
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    monkeypatch.setattr(jax, "device_count", lambda: len(devices))
+    if devices:
+        have_devices(monkeypatch, devices)
 
     def total(*arguments):
         return jnp.square(deformable_sample(*arguments, SHAPES, method)).sum()
 
     text = lowered_text(jax.value_and_grad(total, argnums=(0, 1, 2)), *float32(inputs), platform=target)
     assert len(re.findall(r"tpu_custom_call|__gpu\$xla\.gpu\.triton", text)) == kernels
+
+
+@pytest.mark.slow
+def test_without_triton_gpus_gather(inputs, monkeypatch):
+    have_devices(monkeypatch, [AMPERE])
+    remove_triton(monkeypatch)
+    text = lowered_text(lambda *xs: deformable_sample(*xs, SHAPES, "auto"), *float32(inputs), platform="cuda")
+    assert "triton" not in text and "stablehlo.gather" in text
 
 
 @pytest.mark.slow

@@ -8,12 +8,18 @@ from jaxtyping import TypeCheckError
 
 from fasseg_jax.ops import reference, selection
 from fasseg_jax.ops.point_sampling import (
+    class_masks_by_gathers,
+    class_masks_by_matmuls,
     pack_labels,
     sample_by_gathers,
     sample_by_matmuls,
+    sample_class_masks,
     sample_labels,
     sample_masks,
     sample_masks_at_shared_points,
+    spread_by_matmul,
+    spread_by_scatter,
+    spread_on_masks,
 )
 from fasseg_jax.ops.selection import most_uncertain, value_of_rank
 
@@ -37,14 +43,12 @@ def points() -> np.ndarray:
     return points
 
 
-FORMS = pytest.mark.parametrize("sample", [reference.sample_masks, sample_masks, sample_by_gathers, sample_by_matmuls])
-
-
-@FORMS
+@pytest.mark.parametrize("sample", [reference.sample_masks, sample_masks, sample_by_gathers, sample_by_matmuls])
 def test_masks(points, sample):
     masks = np.random.default_rng(1).normal(size=(2, 5, 7)).astype(np.float32)
     expected = [[bilinear(mask, *point) for point in own] for mask, own in zip(masks, points, strict=True)]
-    np.testing.assert_allclose(jax.jit(sample)(masks, points), expected, atol=2e-6)
+    bound = 2**-16 * np.abs(masks).max() if sample is sample_by_matmuls else 2e-6
+    np.testing.assert_allclose(jax.jit(sample)(masks, points), expected, rtol=0, atol=bound)
 
 
 def test_masks_at_shared_points(points):
@@ -55,16 +59,15 @@ def test_masks_at_shared_points(points):
     )
 
 
-@FORMS
-def test_gradient_of_masks_is_the_transpose(points, sample):
-    masks = np.random.default_rng(1).normal(size=(2, 5, 7)).astype(np.float32)
-    cotangent = np.random.default_rng(3).normal(size=(2, 60)).astype(np.float32)
-    gradient = jax.grad(lambda masks: (sample(masks, jnp.asarray(points)) * cotangent).sum())(jnp.asarray(masks))
+@pytest.mark.parametrize("spread", [spread_on_masks, spread_by_scatter, spread_by_matmul])
+def test_values_are_spread_by_the_transpose(points, spread):
+    values = np.random.default_rng(3).normal(size=(2, 60)).astype(np.float32)
+    masks = jax.jit(spread, static_argnums=2)(values, points, (5, 7))
     for n, row, column in np.ndindex(masks.shape):
         unit = np.zeros((5, 7))
         unit[row, column] = 1
-        expected = sum(c * bilinear(unit, *point) for c, point in zip(cotangent[n], points[n], strict=True))
-        assert gradient[n, row, column] == pytest.approx(expected, abs=1e-5)
+        expected = sum(value * bilinear(unit, *point) for value, point in zip(values[n], points[n], strict=True))
+        assert masks[n, row, column] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32])
@@ -79,6 +82,28 @@ def test_labels(points, dtype):
     for c in values:
         expected = [[bilinear(labels[i] == c, *point) for point in own] for i, own in zip(image, points, strict=True)]
         np.testing.assert_allclose(sum(weight * (label == c) for label, weight in corners), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("sample", [sample_class_masks, class_masks_by_gathers, class_masks_by_matmuls])
+@pytest.mark.parametrize("size", [(5, 7), (6, 4), (1, 2)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_masks_of_classes(points, dtype, size, sample):
+    largest = np.iinfo(dtype).max
+    labels = np.random.default_rng(4).choice([0, 1, largest], (3, *size)).astype(dtype)
+    image, classes = np.array([2, 0]), np.array([1, largest], np.int32)
+    found = jax.jit(lambda labels, *others: sample(pack_labels(labels), *others))(labels, image, classes, points)
+    masks = labels[image] == classes[:, None, None]
+    expected = [[bilinear(mask, *point) for point in own] for mask, own in zip(masks, points, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_both_ways_to_sample_a_class_are_the_same():
+    """At the sizes of a training, where the numbers of the matmul are rounded if they do not fit."""
+    rng = np.random.default_rng(5)
+    labels = pack_labels(jnp.asarray(rng.integers(0, 2, (2, 512, 300), dtype=np.uint8)))
+    arguments = labels, jnp.array([1, 0]), jnp.array([1, 0]), jnp.asarray(rng.random((2, 3000, 2)), jnp.float32)
+    expected = jax.jit(class_masks_by_gathers)(*arguments)
+    np.testing.assert_array_equal(jax.jit(class_masks_by_matmuls)(*arguments), expected)
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, 400])

@@ -7,23 +7,16 @@ as large as levels * P copies of the output, and their derivatives are written b
 import dataclasses
 import functools
 import importlib
-import re
 from collections.abc import Callable
 
 import jax
 from jaxtyping import Array, Float
 
+from fasseg_jax.ops import triton
 from fasseg_jax.ops.deformable.geometry import Shapes
 from fasseg_jax.runtime.distributed import DATA, on_each_device
 
 __all__ = ["METHODS", "Method", "deformable_sample"]
-
-
-def is_recent_nvidia_gpu(device: jax.Device) -> bool:
-    """Whether Triton compiles for the device: NVIDIA's GPUs from Ampere on."""
-    # "8.6" or the like on NVIDIA's GPUs, other text on others.
-    capability = re.match(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))
-    return capability is not None and int(capability[1]) >= 8
 
 
 def is_tpu(device: jax.Device) -> bool:
@@ -63,7 +56,7 @@ class Method:
 # A new method is one new file and one line here. Each runs on every device; Pallas emulates the kernels, slowly, where
 # they cannot be compiled.
 METHODS = {
-    "gpu": Method("gpu", is_recent_nvidia_gpu, divisible=False, exportable=False),  # one kernel
+    "gpu": Method("gpu", triton.suits, divisible=False, exportable=False),  # one kernel
     "tpu": Method("tpu", is_tpu, divisible=False, exportable=True),  # matmuls
     "gather": Method("gather", is_any, divisible=True, exportable=True),
 }
