@@ -1,5 +1,7 @@
 """Sampling and the choice of points against plain numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from fasseg_jax.ops.point_sampling import (
     spread_on_masks,
 )
 from fasseg_jax.ops.selection import most_uncertain, value_of_rank
+from tests.helpers.lowering import lowered_text
 
 
 def bilinear(image: np.ndarray, x: float, y: float) -> float:
@@ -104,6 +107,22 @@ def test_both_ways_to_sample_a_class_are_the_same():
     arguments = labels, jnp.array([1, 0]), jnp.array([1, 0]), jnp.asarray(rng.random((2, 3000, 2)), jnp.float32)
     expected = jax.jit(class_masks_by_gathers)(*arguments)
     np.testing.assert_array_equal(jax.jit(class_masks_by_matmuls)(*arguments), expected)
+
+
+def test_tpus_sample_by_one_kernel_and_gather_nothing():
+    """At sizes that fill no registers."""
+    labels = pack_labels(jnp.zeros((2, 352, 500), jnp.uint8))
+    image, points = jax.ShapeDtypeStruct((16,), jnp.int32), jax.ShapeDtypeStruct((16, 12500, 2), jnp.float32)
+    masks, values = jax.ShapeDtypeStruct((16, 88, 125), jnp.float32), jax.ShapeDtypeStruct((16, 12500), jnp.float32)
+
+    def lowered(function, *arguments):
+        return lowered_text(function, *arguments, platform="tpu")
+
+    of_classes = lowered(functools.partial(sample_class_masks, labels), image, image, points)
+    of_masks = lowered(sample_masks, masks, points)
+    spread = lowered(functools.partial(spread_on_masks, size=(88, 125)), values, points)
+    assert [text.count("tpu_custom_call") for text in (of_classes, of_masks, spread)] == [1, 1, 0]
+    assert "scatter" not in spread and "gather" not in of_masks + spread
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, 400])
