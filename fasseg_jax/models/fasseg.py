@@ -1,12 +1,14 @@
 """The whole network: images -> backbone -> pixel decoder -> transformer decoder -> predictions."""
 
 import contextlib
+from collections.abc import Collection
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -17,7 +19,7 @@ from fasseg_jax.models.pixel_decoder import PixelDecoder
 from fasseg_jax.models.predictions import FactoredPredictions, Predictions
 from fasseg_jax.models.transformer_decoder import Decoder
 
-__all__ = ["FASeg", "Predictions", "build_model", "initial_variables"]
+__all__ = ["FASeg", "Predictions", "build_model", "initial_values", "initial_variables"]
 
 
 class FASeg(nn.Module):
@@ -96,3 +98,18 @@ def initial_variables(model: FASeg, seed: int) -> dict[str, Any]:
     """Random variables, the same on every machine."""
     size = model.size_divisor * 2
     return dict(model.init(jax.random.key(seed), jnp.zeros((1, size, size, 3))))
+
+
+def initial_values(model: FASeg, seed: int, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Those of `initial_variables` that are named, such as params/decoder/query_feat, on the host.
+
+    XLA leaves out what is not asked for. To compile the initialization of a whole ResNet-50 takes half as long as its
+    training step.
+    """
+
+    @jax.jit
+    def initialize() -> dict[str, jax.Array]:
+        variables = flatten_dict(initial_variables(model, seed), sep="/")
+        return {name: variables[name] for name in names}
+
+    return jax.device_get(initialize()) if names else {}

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from fasseg_jax.data.classes import ClassTable
+from fasseg_jax.models.fasseg import FASeg, initial_values
 from fasseg_jax.weights.checkpoint import load_checkpoint
 
 __all__ = ["start_variables"]
@@ -15,26 +17,30 @@ __all__ = ["start_variables"]
 CLASS_HEAD = "params/decoder/class_embed/"
 
 
-def start_variables(random: dict[str, Any], config: ConfigDict, classes: ClassTable) -> tuple[dict[str, Any], str]:
-    """Replace random variables by those of the checkpoint `config.train.init`, as far as it has them.
+def start_variables(
+    model: FASeg, shapes: Mapping[str, Any], config: ConfigDict, classes: ClassTable
+) -> tuple[dict[str, Any], str]:
+    """The variables of the checkpoint `config.train.init`, and random ones where it has none.
 
     Args:
-      random: of `initial_variables`, numpy arrays.
+      model: of `build_model(config.model)`.
+      shapes: of the model's variables.
       config: the whole configuration.
       classes: of the data. The checkpoint's class head is used only if its classes are the same.
 
     Returns:
-      The variables, and where they come from, in words.
+      The variables, numpy arrays, and where they come from, in words.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
       ValueError: it is damaged, or of another model; the message lists every name and shape that differs.
     """
+    ours = flatten_dict(shapes, sep="/")
     path = config.train.init
     if not path:
-        return random, "random weights"
+        return unflatten_dict(initial_values(model, config.train.seed, ours), sep="/"), "random weights"
     checkpoint = load_checkpoint(path)
-    ours, theirs = flatten_dict(random, sep="/"), flatten_dict(checkpoint.variables, sep="/")
+    theirs = flatten_dict(checkpoint.variables, sep="/")
     if checkpoint.contents == "backbone":
         wanted = {name for name in ours if name.split("/")[1] == "backbone"}
         origin = f"the backbone of {path}; pixel decoder and decoder random"
@@ -54,10 +60,11 @@ def start_variables(random: dict[str, Any], config: ConfigDict, classes: ClassTa
             f"config.train.init = {path}: does not fit config.model; is it of the same configuration? "
             f"{len(problems)} differences: " + "; ".join(problems)
         )
-    return unflatten_dict({**ours, **used}, sep="/"), origin
+    random = initial_values(model, config.train.seed, ours.keys() - used.keys())
+    return unflatten_dict({**random, **used}, sep="/"), origin
 
 
-def _differences(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> list[str]:
+def _differences(found: Mapping[str, np.ndarray], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
     """Names and shapes of `found` that are not those of `wanted`, a line each."""
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"{name} is unexpected" for name in sorted(found.keys() - wanted.keys())]

@@ -102,14 +102,11 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
 
     # Model and optimizer
     model = build_model(config.model)
-
-    def initialize():
-        return initial_variables(model, config.train.seed)
+    variable_shapes = jax.eval_shape(lambda: initial_variables(model, config.train.seed))
 
     def create_state(variables):
         return TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
 
-    variable_shapes = jax.eval_shape(initialize)
     optimizer = make_optimizer(config, variable_shapes["params"])
 
     # Sharding
@@ -135,7 +132,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
         state = checkpoints.restore(first_step, shape_dtype_structs(state_shapes, shardings))
         log.say(f"Resuming after step {first_step} of {config.train.steps}.")
     else:
-        variables, origin = start_variables(jax.device_get(jax.jit(initialize)()), config, training.classes)
+        variables, origin = start_variables(model, variable_shapes, config, training.classes)
         state = jax.jit(create_state, out_shardings=shardings)(variables)
         log.say(f"Starting from {origin}.")
     watchdog.progress()

@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.models.fasseg import build_model, initial_values, initial_variables
 from fasseg_jax.weights.backbones import FOREIGN_BACKBONES
 from fasseg_jax.weights.fitting import best_fit
 from fasseg_jax.weights.names.hugging_face import IGNORED_OF_HUGGING_FACE, hugging_face_rules
@@ -158,17 +158,6 @@ def _variables_of(model_config: ConfigDict) -> dict[str, _Variable]:
     }
 
 
-def _initial_values(model_config: ConfigDict, paths: set[str]) -> dict[str, np.ndarray]:
-    """The model's initial parameters at these paths, with a fixed seed."""
-
-    @jax.jit  # XLA leaves out the rest of the initialization
-    def initialize() -> dict[str, jax.Array]:
-        parameters = traverse_util.flatten_dict(initial_variables(build_model(model_config), 0)["params"], sep="/")
-        return {path: parameters[path] for path in paths}
-
-    return jax.device_get(initialize())
-
-
 def _convert(
     rules: Sequence[Rule],
     state_dict: Mapping[str, np.ndarray],
@@ -184,13 +173,12 @@ def _convert(
     problems["missing"] = dict.fromkeys(_missing_names(rules, parts, wanted.keys() - new), "")
     if any(problems.values()):
         raise ValueError(_describe(problems, rules, best_fit(state_dict, model_config)))
-    values = _initial_values(model_config, new) if new else {}
+    names = {path: f"{variable.collection}/{path}" for path, variable in wanted.items()}
+    values = initial_values(build_model(model_config), 0, {names[path] for path in new})
     for path in wanted.keys() - new:
         arrays = [parts[path][i] for i in sorted(parts[path])]
-        values[path] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-    return traverse_util.unflatten_dict(
-        {f"{wanted[path].collection}/{path}": value for path, value in values.items()}, sep="/"
-    )
+        values[names[path]] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+    return traverse_util.unflatten_dict(values, sep="/")
 
 
 def _sort_into_variables(

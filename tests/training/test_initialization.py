@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fasseg_jax.data.classes import ClassTable, load_classes
-from fasseg_jax.models.fasseg import build_model
+from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.training.initialization import start_variables
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers.tiny import random_variables, tiny_config
@@ -20,7 +20,17 @@ def trained():
 
 @pytest.fixture(scope="module")
 def random(trained):
-    return random_variables(build_model(trained[0].model), seed=0)
+    """What the whole initialization gives."""
+    config, _ = trained
+    model = build_model(config.model)
+    return jax.device_get(jax.jit(lambda: initial_variables(model, config.train.seed))())
+
+
+def start(config, classes="cityscapes"):
+    """`start_variables` of the model of a configuration."""
+    model = build_model(config.model)
+    shapes = jax.eval_shape(lambda: initial_variables(model, 0))
+    return start_variables(model, shapes, config, load_classes(classes) if isinstance(classes, str) else classes)
 
 
 def same(one, other):
@@ -29,7 +39,7 @@ def same(one, other):
 
 def test_random(trained, random):
     config = tiny_config()
-    variables, sentence = start_variables(random, config, load_classes("cityscapes"))
+    variables, sentence = start(config)
     assert same(variables, random) and sentence == "random weights"
     assert not same(random, trained[1])
 
@@ -39,7 +49,7 @@ def test_whole_model(trained, random, tmp_path):
     save_checkpoint(tmp_path / "c", config, weights, load_classes("cityscapes"))
     config = tiny_config()
     config.train.init = str(tmp_path / "c")
-    variables, _ = start_variables(random, config, load_classes("cityscapes"))
+    variables, _ = start(config)
     assert same(variables, weights)
 
 
@@ -50,7 +60,7 @@ def test_other_classes_get_a_new_head(trained, random, tmp_path):
     config = tiny_config()
     config.train.init = str(tmp_path / "c")
     others = ClassTable(tuple(f"class {i}" for i in range(19)), np.zeros((19, 3), np.uint8))
-    variables, sentence = start_variables(random, config, others)
+    variables, sentence = start(config, others)
     assert "a new class head" in sentence
     ours, theirs = variables["params"]["decoder"], weights["params"]["decoder"]
     assert same(ours.pop("class_embed"), random["params"]["decoder"]["class_embed"])
@@ -64,14 +74,13 @@ def test_backbone_alone(trained, random, tmp_path):
     save_checkpoint(tmp_path / "c", config, backbone, load_classes("cityscapes"), contents="backbone")
     config = tiny_config()
     config.train.init = str(tmp_path / "c")
-    variables, _ = start_variables(random, config, load_classes("cityscapes"))
+    variables, _ = start(config)
     assert same(variables["params"]["backbone"], weights["params"]["backbone"])
     assert same(variables["params"]["decoder"], random["params"]["decoder"])
 
     # Converted for frozen batch norm, trained with batch norm: scale and bias become parameters.
     config.model.backbone.norm = "batch_norm"
-    trainable = random_variables(build_model(config.model), seed=0)
-    variables, _ = start_variables(trainable, config, load_classes("cityscapes"))
+    variables, _ = start(config)
     ours = variables["params"]["backbone"]["stem_norm"] | variables["batch_stats"]["backbone"]["stem_norm"]
     assert same(ours, weights["batch_stats"]["backbone"]["stem_norm"])
 
@@ -83,8 +92,7 @@ def test_another_model_is_refused(trained, random, tmp_path):
     config.train.init = str(tmp_path / "c")
     config.model.decoder.num_queries = 7
     config.model.pixel_decoder.num_layers = 2
-    other = random_variables(build_model(config.model), seed=0)
     with pytest.raises(ValueError, match="does not fit") as error:
-        start_variables(other, config, load_classes("cityscapes"))
+        start(config)
     assert "params/pixel_decoder/encoder_1/norm1/scale is missing" in str(error.value)
     assert "params/decoder/query_feat is (9, 32), the model's is (7, 32)" in str(error.value)
