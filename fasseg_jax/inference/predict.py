@@ -58,6 +58,7 @@ class PredictionOptions:
       mode: `config.inference.mode`, if it is to differ from the configuration's.
       short_side: length in pixels to which a photo's shorter side is resized first, if it is to differ from the
         configuration's; 0, in mode "sliding", keeps the photo's size.
+      round_to: `config.inference.round_to`, if it is to differ from the configuration's.
       scores: also write the scores.
       explain: also write a page that shows what the decoder looks at.
       write_labels: also write the predictions for this annotation tool, one of `label_files.LABEL_FORMATS`.
@@ -69,6 +70,7 @@ class PredictionOptions:
     untrained: ConfigDict | None = None
     mode: str | None = None
     short_side: int | None = None
+    round_to: int | None = None
     scores: bool = False
     explain: bool = False
     write_labels: str | None = None
@@ -88,6 +90,8 @@ class PredictionOptions:
             changes["sliding"] = {"short_side": self.short_side}
         if self.short_side:
             changes["short_side"] = self.short_side
+        if self.round_to is not None:
+            changes["round_to"] = self.round_to
         return changes
 
 

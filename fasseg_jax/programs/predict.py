@@ -154,6 +154,7 @@ def read_options(argv: list[str]) -> PredictionOptions:
         untrained=config,
         mode="multi_scale" if flag.multi_scale else "sliding" if flag.sliding_window else None,
         short_side=flag.short_side,
+        round_to=flag.round_to,
         scores=flag.scores,
         explain=flag.explain,
         write_labels=flag.write_labels,
@@ -180,6 +181,13 @@ def define_flags() -> None:
         "Resize a photo's shorter side to this many pixels first, in place of the configuration's value; with "
         "--sliding_window 0 keeps the photo's size.",
         lower_bound=0,
+    )
+    flags.DEFINE_integer(
+        "round_to",
+        None,
+        "Pad photos to multiples of this many pixels, itself one of 32, in place of the configuration's value: more "
+        "photos share a compiled program, and scores change a little.",
+        lower_bound=1,
     )
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")
     flags.DEFINE_bool(

@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
     try:
         choose_device(options.device)
         enable_compilation_cache()
-        segmenter = Segmenter.from_checkpoint(options.checkpoint)
+        changes = {} if options.round_to is None else {"round_to": options.round_to}
+        segmenter = Segmenter.from_checkpoint(options.checkpoint, inference=changes)
         segmenter.announce = announce
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=2)
@@ -83,6 +84,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("port", 8000, "Port to listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     flags.DEFINE_integer(
         "batch_size", Limits.batch_size, "Photos of a size that a GPU or TPU computes together, at most.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "round_to",
+        None,
+        "Pad photos to multiples of this many pixels, itself one of 32, in place of the checkpoint's value: more "
+        "photos share a compiled program, and scores change a little.",
+        lower_bound=1,
     )
     flags.DEFINE_integer("max_waiting", Limits.waiting, "Photos that wait at once; more are refused.", lower_bound=1)
     flags.DEFINE_integer("max_megabytes", Limits.megabytes, "Largest file of a photo.", lower_bound=1)

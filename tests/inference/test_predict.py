@@ -106,6 +106,7 @@ def test_folder_of_photos(checkpoint, tmp_path):
     [
         (["--multi_scale"], {"mode": "multi_scale"}),
         (["--sliding_window", "--short_side=80"], {"mode": "sliding", "sliding": {"short_side": 80}}),
+        (["--round_to=128"], {"round_to": 128}),
     ],
 )
 def test_ways_to_predict(checkpoint, tmp_path, arguments, inference):
@@ -150,6 +151,7 @@ def test_mistakes_end_with_one_line(checkpoint, tmp_path):
         (["--checkpoint=c", "--input=i", "--output=o", "--multi_scale", "--sliding_window"], "two ways to predict"),
         (["--checkpoint=c", "--input=i", "--output=o", "--short_side=0"], "goes with --sliding_window"),
         (["--checkpoint=c", "--input=i", "--output=o", "--short_side=-1"], "short_side"),
+        ([*model, "--input=notes.txt", "--output=o", "--round_to=48"], "config.inference.round_to"),
         (["--checkpoint=c", "--input=i", "--output=o", "photo.jpg"], "unexpected argument 'photo.jpg'"),
         (["--checkpoint=c", "--input=absent.jpg", "--output=o"], "absent.jpg: there is no such file"),
         (["--checkpoint=c", "--input=empty", "--output=o"], "holds no photos"),

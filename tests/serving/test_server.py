@@ -218,7 +218,7 @@ def test_program(tmp_path):
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, *arguments], env=environment, cwd=tmp_path, **streams)
 
-    with run("--checkpoint=model", "--port=0") as program:
+    with run("--checkpoint=model", "--port=0", "--round_to=64") as program:
         address = program.stdout.readline().split()[1]
         port = int(address.rpartition(":")[2])
         assert address == f"http://127.0.0.1:{port}"
@@ -235,7 +235,7 @@ def test_program(tmp_path):
         program.send_signal(signal.SIGINT)
         assert program.wait(30) == 0
         announced = program.stderr.read()
-        assert announced.startswith("Compiling the network for 64x96 pixels") and announced.count("\n") == 1
+        assert announced.startswith("Compiling the network for 64x128 pixels") and announced.count("\n") == 1
     with run("--checkpoint=absent") as program:
         assert program.wait(60) == 2
         errors = program.stderr.read()
