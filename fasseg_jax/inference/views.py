@@ -10,7 +10,7 @@
 
 Each view is padded at the bottom and right to multiples of `config.inference.round_to`. The network needs multiples of
 32, and with 32 the result is exact. Larger multiples let more photos share a compiled program, at a price: the network
-has no padding mask, so more padding changes the scores a little, most of all near the padding.
+has no padding mask, so more padding changes the scores (docs/performance.md says how much).
 """
 
 import dataclasses

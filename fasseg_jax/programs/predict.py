@@ -186,7 +186,7 @@ def define_flags() -> None:
         "round_to",
         None,
         "Pad photos to multiples of this many pixels, itself one of 32, in place of the configuration's value: more "
-        "photos share a compiled program, and scores change a little.",
+        "photos share a compiled program, and scores change.",
         lower_bound=1,
     )
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")

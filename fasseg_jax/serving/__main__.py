@@ -89,7 +89,7 @@ def define_flags() -> None:
         "round_to",
         None,
         "Pad photos to multiples of this many pixels, itself one of 32, in place of the checkpoint's value: more "
-        "photos share a compiled program, and scores change a little.",
+        "photos share a compiled program, and scores change.",
         lower_bound=1,
     )
     flags.DEFINE_integer("max_waiting", Limits.waiting, "Photos that wait at once; more are refused.", lower_bound=1)
