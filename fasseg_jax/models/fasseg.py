@@ -103,8 +103,8 @@ def initial_variables(model: FASeg, seed: int) -> dict[str, Any]:
 def initial_values(model: FASeg, seed: int, names: Collection[str]) -> dict[str, np.ndarray]:
     """Those of `initial_variables` that are named, such as params/decoder/query_feat, on the host.
 
-    XLA leaves out what is not asked for. To compile the initialization of a whole ResNet-50 takes half as long as its
-    training step.
+    XLA leaves out what is not asked for. The initialization of a whole network compiles for more than half as long as
+    its training step.
     """
 
     @jax.jit
