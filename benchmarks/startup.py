@@ -99,7 +99,7 @@ def start(command: list[str], work: Path, cache: Path) -> tuple[float, float]:
                 break
         seconds = time.perf_counter() - begin
         process.communicate()
-    reached = FIRST_STEP in said[-1] if training else process.returncode == 0 and any(work.rglob("*.jpg"))
+    reached = FIRST_STEP in said[-1] if training else process.returncode == 0 and any(work.glob("*_overlay.png"))
     if not reached:
         raise SystemExit(f"{' '.join(command)} did not get there:\n{''.join(said[-10:])}")
     after = os.times()
