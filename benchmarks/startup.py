@@ -130,7 +130,7 @@ def main(_):
             clock, cpu = zip(*measured, strict=True)
             ranges = (f"{np.median(each):.1f} ({min(each):.1f} to {max(each):.1f})" for each in (clock, cpu))
             table.add_row(name, {"cold": "none", "warm": "all"}[kind], *ranges)
-    Console().print(table)
+    Console(width=100).print(table)
     if OUTPUT.value:
         Path(OUTPUT.value).write_text(json.dumps({"config": CONFIG.value, "side": SIDE.value, "times": times}))
 
