@@ -1,8 +1,10 @@
-"""A batch for training, of random images and blocks of random classes."""
+"""Random data: a batch for training, of images and blocks of classes, and arrays of given shapes."""
+
+from typing import Any
 
 import numpy as np
 
-__all__ = ["NUM_CLASSES", "example_batch"]
+__all__ = ["NUM_CLASSES", "example_batch", "random_like"]
 
 NUM_CLASSES = 150  # of ADE20K
 
@@ -21,3 +23,11 @@ def example_batch(
         np.kron(rng.permutation(np.resize(own, blocks)).reshape(size // 32, -1), np.ones((32, 32))) for own in classes
     ]
     return images, np.stack(labels).astype(np.uint8), classes.astype(np.int32)
+
+
+def random_like(shapes: Any) -> Any:
+    """Arrays like a tree of `shapes`, small and random: zeros can run faster. Nothing is compiled for them."""
+    import jax  # a peer's process uses the batch without JAX
+
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: (0.05 * rng.standard_normal(s.shape)).astype(s.dtype), shapes)

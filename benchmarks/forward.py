@@ -62,6 +62,7 @@ def ours(task: Task) -> Ready:
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from example_batch import random_like
 
     from fasseg_jax import build_model, load_config
     from fasseg_jax.summary.flops import count_multiply_adds
@@ -69,10 +70,9 @@ def ours(task: Task) -> Ready:
     config = load_config(task.contender).model
     config.dtype = task.dtype
     model = build_model(config)
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.standard_normal(task.images), jnp.float32)
+    images = jnp.asarray(np.random.default_rng(0).standard_normal(task.images), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images[:1, :64, :64])
-    variables = jax.tree.map(lambda s: jnp.asarray(0.05 * rng.standard_normal(s.shape), s.dtype), shapes)
+    variables = jax.device_put(random_like(shapes))
     start = time.perf_counter()
     forward = jax.jit(model.apply).lower(variables, images).compile()
     compile_s = time.perf_counter() - start

@@ -70,18 +70,11 @@ def num_targets(size: int, num_classes: int) -> int:
     return min(TARGETS, num_classes, (size // 32) ** 2)
 
 
-def random_like(shapes):
-    """Arrays like `shapes`, small and random: zeros can run faster than data. Nothing is compiled for them."""
-    import jax
-
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: (0.05 * rng.standard_normal(s.shape)).astype(s.dtype), shapes)
-
-
 def our_forward(subject: Subject, size: int) -> Program:
     """The network, as `Segmenter` and evaluation call it, without their upsampling."""
     import jax
     import jax.numpy as jnp
+    from example_batch import random_like
 
     from fasseg_jax import build_model
 
@@ -104,7 +97,7 @@ def our_forward(subject: Subject, size: int) -> Program:
 def our_training(subject: Subject, size: int) -> Program:
     """The step of `train.py` without its input."""
     import jax
-    from example_batch import example_batch
+    from example_batch import example_batch, random_like
     from train_program import lower_train_step
 
     from fasseg_jax.losses.targets import Targets

@@ -10,6 +10,8 @@ from fasseg_jax.training.initialization import start_variables
 from fasseg_jax.weights.checkpoint import save_checkpoint
 from tests.helpers.tiny import random_variables, tiny_config
 
+CLASSES = load_classes("cityscapes")
+
 
 @pytest.fixture(scope="module")
 def trained():
@@ -26,11 +28,10 @@ def random(trained):
     return jax.device_get(jax.jit(lambda: initial_variables(model, config.train.seed))())
 
 
-def start(config, classes="cityscapes"):
+def start(config, classes=CLASSES):
     """`start_variables` of the model of a configuration."""
     model = build_model(config.model)
-    shapes = jax.eval_shape(lambda: initial_variables(model, 0))
-    return start_variables(model, shapes, config, load_classes(classes) if isinstance(classes, str) else classes)
+    return start_variables(model, jax.eval_shape(lambda: initial_variables(model, 0)), config, classes)
 
 
 def same(one, other):
@@ -46,7 +47,7 @@ def test_random(trained, random):
 
 def test_whole_model(trained, random, tmp_path):
     config, weights = trained
-    save_checkpoint(tmp_path / "c", config, weights, load_classes("cityscapes"))
+    save_checkpoint(tmp_path / "c", config, weights, CLASSES)
     config = tiny_config()
     config.train.init = str(tmp_path / "c")
     variables, _ = start(config)
@@ -56,7 +57,7 @@ def test_whole_model(trained, random, tmp_path):
 def test_other_classes_get_a_new_head(trained, random, tmp_path):
     """Also if their number is the same."""
     config, weights = trained
-    save_checkpoint(tmp_path / "c", config, weights, load_classes("cityscapes"))
+    save_checkpoint(tmp_path / "c", config, weights, CLASSES)
     config = tiny_config()
     config.train.init = str(tmp_path / "c")
     others = ClassTable(tuple(f"class {i}" for i in range(19)), np.zeros((19, 3), np.uint8))
@@ -71,7 +72,7 @@ def test_other_classes_get_a_new_head(trained, random, tmp_path):
 def test_backbone_alone(trained, random, tmp_path):
     config, weights = trained
     backbone = {collection: {"backbone": tree["backbone"]} for collection, tree in weights.items()}
-    save_checkpoint(tmp_path / "c", config, backbone, load_classes("cityscapes"), contents="backbone")
+    save_checkpoint(tmp_path / "c", config, backbone, CLASSES, contents="backbone")
     config = tiny_config()
     config.train.init = str(tmp_path / "c")
     variables, _ = start(config)
@@ -87,7 +88,7 @@ def test_backbone_alone(trained, random, tmp_path):
 
 def test_another_model_is_refused(trained, random, tmp_path):
     config, weights = trained
-    save_checkpoint(tmp_path / "c", config, weights, load_classes("cityscapes"))
+    save_checkpoint(tmp_path / "c", config, weights, CLASSES)
     config = tiny_config()
     config.train.init = str(tmp_path / "c")
     config.model.decoder.num_queries = 7
