@@ -34,15 +34,20 @@ from gpu_subjects import Subject, serve  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+NO_TRITON_MATMULS = "--xla_gpu_enable_triton_gemm=false"  # they take long to tune
+NO_CUDA_GRAPHS = "--xla_gpu_enable_command_buffer="
+
 
 def groups(batches: list[int], training_batch: int, mask2former: str, faseg: str) -> dict[str, list[Subject]]:
     """The subjects that take turns; training steps first, because they compile longest."""
     found = {}
     training = {"work": "training", "batch": training_batch}
     found[f"training step, batch {training_batch}, bfloat16"] = [
+        Subject("Mask2Former Swin-T, here, no Triton matmuls", mask2former, xla_flags=NO_TRITON_MATMULS, **training),
+        Subject("FASeg R50, here, no Triton matmuls", faseg, xla_flags=NO_TRITON_MATMULS, **training),
+        Subject("FASeg R50, here", faseg, **training),
         Subject("Mask2Former Swin-T, here", mask2former, **training),
         Subject("Mask2Former Swin-T, here, gathers", mask2former, method="gather", **training),
-        Subject("FASeg R50, here", faseg, **training),
         Subject("transformers, eager", "transformers", **training),
     ]
     found[f"training step, batch {training_batch}, float32"] = [
@@ -56,13 +61,16 @@ def groups(batches: list[int], training_batch: int, mask2former: str, faseg: str
             Subject("FASeg R50, here", faseg, **forward),
             Subject("transformers, eager", "transformers", **forward),
         ]
-        if batch in (batches[0], batches[-1]):
+        if batch in (min(batches), max(batches)):
             own.append(Subject("transformers, torch.compile", "transformers", compiled=True, **forward))
-        if batch == batches[-1]:
+        if batch == min(batches):
+            own.append(Subject("FASeg R50, here, no CUDA graphs", faseg, xla_flags=NO_CUDA_GRAPHS, **forward))
+        if batch == max(batches):
+            own.append(Subject("FASeg R50, here, no Triton matmuls", faseg, xla_flags=NO_TRITON_MATMULS, **forward))
             own.append(Subject("Mask2Former Swin-T, here, gathers", mask2former, method="gather", **forward))
         found[f"forward pass, batch {batch}, bfloat16"] = own
-    largest = {"work": "forward", "batch": batches[-1], "dtype": "float32"}
-    found[f"forward pass, batch {batches[-1]}, float32"] = [
+    largest = {"work": "forward", "batch": max(batches), "dtype": "float32"}
+    found[f"forward pass, batch {max(batches)}, float32"] = [
         Subject("Mask2Former Swin-T, here", mask2former, **largest),
         Subject("transformers, eager", "transformers", **largest),
     ]
@@ -157,7 +165,8 @@ def show(results: list[dict[str, Any]], title: str) -> None:
         own = [result for result in results if result["group"] == group]
         eager = next((r for r in own if r["name"] == "transformers, eager" and "pass_s" in r), None)
         table = Table(title=f"{group}; {title}")
-        for column in ("", "ms alone", "ms among many (range)", "images/s", "ratio", "GB", "compile s"):
+        columns = ("", "ms alone", "ms among many (range)", "of which kernels", "launches", "images/s", "ratio", "GB")
+        for column in (*columns, "compile s"):
             table.add_column(column, no_wrap=True, justify="right" if column else "left")
         for result in own:
             if "pass_s" not in result:
@@ -168,12 +177,14 @@ def show(results: list[dict[str, Any]], title: str) -> None:
                 result["name"],
                 f"{1e3 * result['latency_s']:.2f}",
                 f"{1e3 * result['pass_s']:.2f} ({low} to {high})",
+                f"{1e3 * result['kernels_s']:.2f}" if "kernels_s" in result else "",
+                f"{result['launches']:.0f}" if "launches" in result else "",
                 f"{result['images_per_s']:.0f}",
                 f"{result['pass_s'] / eager['pass_s']:.2f}" if eager else "",
                 f"{result['peak_bytes'] / 1e9:.1f}",
                 f"{result['compile_s']:.0f}" if "compile_s" in result else "",
             )
-        Console(width=140).print(table)
+        Console(width=170).print(table)
 
 
 def main() -> None:
@@ -225,8 +236,10 @@ def main() -> None:
             if text:
                 (args.output / f"{name}.hlo.gz").write_bytes(gzip.compress(text.encode()))
             if worker.ask(["profile", str(args.output / name)], 60) is not None:
-                listed = json.dumps(kernels(args.output / name), indent=0)
-                (args.output / f"{name}.kernels.json").write_text(listed)
+                listed = kernels(args.output / name)
+                (args.output / f"{name}.kernels.json").write_text(json.dumps(listed, indent=0))
+                worker.result["launches"] = sum(kernel["launches"] for kernel in listed)
+                worker.result["kernels_s"] = sum(kernel["ms"] for kernel in listed) / 1e3
         for worker in own:
             worker.end()
         print(f"{group}: done after {time.monotonic() - begin:.0f} s", flush=True)

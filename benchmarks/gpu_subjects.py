@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ class Subject:
       dtype: of the computation; in "float32" our matmuls have full precision, theirs that of tensor cores (TF32).
       method: of deformable attention, ours only.
       compiled: whether `torch.compile` compiles the network; theirs only.
+      xla_flags: of the compiler; ours only.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Subject:
     dtype: str = "bfloat16"
     method: str = "auto"
     compiled: bool = False
+    xla_flags: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +232,8 @@ def serve(subject: Subject, size: int, pipe) -> None:
     It sends its facts once its program is compiled. To "start" it answers with the seconds of its first pass, to "time"
     with figures of `time_passes`, to "text" with the compiled program, and to ["profile", folder] after a trace.
     """
+    if subject.xla_flags:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {subject.xla_flags}".strip()
     program = make_program(subject, size)
     pipe.send(program.facts)
     while (request := pipe.recv()) != "end":

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import PairPoints, point_counts
 from fasseg_jax.losses.targets import Targets, loop_over_targets
-from fasseg_jax.models.predictions import FactoredPredictions
+from fasseg_jax.models.predictions import FactoredPredictions, mask_precision
 from fasseg_jax.ops.point_sampling import PackedLabels, pack_labels, sample_class_masks, sample_masks, spread_on_masks
 from fasseg_jax.ops.selection import most_uncertain
 
@@ -68,12 +68,12 @@ def mask_losses(
     num_predictions, num_images = embeddings.shape[:2]
     max_targets = targets.classes.shape[1]
 
-    labels = pack_labels(targets.labels)
+    labels, precision = pack_labels(targets.labels), mask_precision(embeddings)
 
     def costs_of(inputs):
         class_logits, embeddings, points = inputs
-        mask_logits = jnp.einsum("bqc,bhwc->bhwq", embeddings, features, precision="highest")
-        return matching_costs(class_logits, mask_logits, targets, labels, points, config)
+        mask_logits = jnp.einsum("bqc,bhwc->bhwq", embeddings, features, precision=precision)
+        return matching_costs(class_logits, mask_logits, targets, labels, points, config, precision)
 
     costs = jax.lax.map(costs_of, (class_logits, embeddings, matching_points))
     queries, non_finite = match(costs, targets)
@@ -82,7 +82,7 @@ def mask_losses(
         prediction, embeddings, queries = inputs
         matched = jnp.take_along_axis(embeddings, jnp.maximum(queries, 0)[..., None], axis=1)  # (B, T, C)
         # Computed for all targets, pixels first: other orders take several times as long on a CPU.
-        mask_logits = jnp.einsum("btc,bhwc->bhwt", matched, features, precision="highest").transpose(0, 3, 1, 2)
+        mask_logits = jnp.einsum("btc,bhwc->bhwt", matched, features, precision=precision).transpose(0, 3, 1, 2)
         add_pairs_on = {name: partial(add_pairs, pair_points, config, n) for name, n in PAIRS_AT_ONCE.items()}
         cross_entropy, dice, grad_masks = jax.lax.platform_dependent(
             grad_masks, prediction, mask_logits, targets, labels, **add_pairs_on
@@ -256,14 +256,15 @@ def factor_gradients(
     queries = queries.transpose(1, 2, 0)  # (L1, B, rows) -> (B, rows, L1)
     image = jnp.arange(len(queries))[:, None, None]
     prediction = jnp.arange(queries.shape[2])
+    einsum = partial(jnp.einsum, precision=mask_precision(embeddings))
 
     def add_targets(first, gradients):
         grad_embeddings, grad_features = gradients
         grad = jax.lax.dynamic_slice_in_dim(grad_masks, first, TARGETS_AT_ONCE, axis=1)  # (B, t, L1, h, w)
         query = jax.lax.dynamic_slice_in_dim(queries, first, TARGETS_AT_ONCE, axis=1)  # (B, t, L1)
         matched = embeddings[prediction, image, query]  # (B, t, L1, C)
-        grad_features += jnp.einsum("btlhw,btlc->bhwc", grad, matched, precision="highest")
-        grad_matched = jnp.einsum("btlhw,bhwc->btlc", grad, features, precision="highest")
+        grad_features += einsum("btlhw,btlc->bhwc", grad, matched)
+        grad_matched = einsum("btlhw,bhwc->btlc", grad, features).astype(embeddings.dtype)
         index = jnp.where(query >= 0, query, num_queries)  # the scatter drops what belongs to no query
         return grad_embeddings.at[prediction, image, index].set(grad_matched, mode="drop"), grad_features
 

@@ -5,6 +5,7 @@ over the points, for the real targets only, a few classes at a time; and a targe
 without being formed.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.struct
@@ -20,6 +21,7 @@ from fasseg_jax.ops.point_sampling import PackedLabels, sample_labels, sample_ma
 __all__ = ["match", "matching_costs"]
 
 CLASSES_AT_ONCE = 16
+PARTS = 64  # of the points of an image on a GPU, at most
 
 
 def match(costs: Float[Array, "L1 B Q T"], targets: Targets) -> tuple[Int32[Array, "L1 B T"], Int32[Array, ""]]:
@@ -48,6 +50,7 @@ def matching_costs(
     labels: PackedLabels,
     points: Float[Array, "B P 2"],
     config: ConfigDict,
+    precision: str = "highest",
 ) -> Float[Array, "B Q T"]:
     """What it would cost to match each query with each target, by one prediction (Mask2Former, section 3.3).
 
@@ -58,6 +61,7 @@ def matching_costs(
       labels: those of the targets.
       points: where masks are compared, xy in [0, 1].
       config: `config.loss`.
+      precision: of the sums over points.
     """
     class_probabilities = jax.nn.softmax(class_logits)  # (B, Q, K1)
     masks = SampledMasks.of(jax.vmap(sample_masks_at_shared_points)(mask_logits, points))
@@ -69,8 +73,8 @@ def matching_costs(
         )
         return (
             config.class_weight * class_cost(class_probabilities, classes)
-            + config.mask_weight * mask_cost(masks, truth)
-            + config.dice_weight * dice_cost(masks, truth)
+            + config.mask_weight * mask_cost(masks, truth, precision)
+            + config.dice_weight * dice_cost(masks, truth, precision)
         )
 
     return _in_chunks(costs_of, targets, num_queries=class_logits.shape[1])
@@ -99,17 +103,36 @@ def class_cost(probabilities: Float[Array, "B Q K1"], classes: Int32[Array, "B t
     return -jnp.take_along_axis(probabilities, jnp.maximum(classes, 0)[:, None], axis=-1)
 
 
-def mask_cost(masks: SampledMasks, truth: Float[Array, "B P t"]) -> Float[Array, "B Q t"]:
+def mask_cost(masks: SampledMasks, truth: Float[Array, "B P t"], precision: str) -> Float[Array, "B Q t"]:
     """Binary cross-entropy, the mean over points: of logit x and truth g it is softplus(x) - x g."""
-    product = jnp.einsum("bpq,bpt->bqt", masks.logits, truth, precision="highest")
+    product = sum_over_points(masks.logits, truth, precision)
     return (masks.softplus_sums[..., None] - product) / truth.shape[1]
 
 
-def dice_cost(masks: SampledMasks, truth: Float[Array, "B P t"]) -> Float[Array, "B Q t"]:
+def dice_cost(masks: SampledMasks, truth: Float[Array, "B P t"], precision: str) -> Float[Array, "B Q t"]:
     """One less the smoothed Dice coefficient."""
-    product = jnp.einsum("bpq,bpt->bqt", masks.probabilities, truth, precision="highest")
+    product = sum_over_points(masks.probabilities, truth, precision)
     total = masks.probability_sums[..., None] + truth.sum(axis=1)[:, None]
     return 1 - (2 * product + 1) / (total + 1)
+
+
+def sum_over_points(
+    masks: Float[Array, "B P Q"], truth: Float[Array, "B P t"], precision: str
+) -> Float[Array, "B Q t"]:
+    """The products summed over the points; on a GPU over some points at a time.
+
+    One matmul an image has few rows and columns there, so that most of the GPU would be idle.
+    """
+
+    def at_once(masks, truth):
+        return jnp.einsum("bpq,bpt->bqt", masks, truth, precision=precision)
+
+    def in_parts(masks, truth):
+        parts = math.gcd(truth.shape[1], PARTS)
+        masks, truth = (x.reshape(len(x), parts, -1, x.shape[2]) for x in (masks, truth))
+        return jnp.einsum("bspq,bspt->bsqt", masks, truth, precision=precision).sum(axis=1)
+
+    return jax.lax.platform_dependent(masks, truth, cuda=in_parts, rocm=in_parts, default=at_once)
 
 
 def _in_chunks(costs_of: Callable[[jax.Array], jax.Array], targets: Targets, num_queries: int) -> Float[Array, "B Q T"]:

@@ -4,7 +4,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["MASK_STRIDE", "FactoredPredictions", "Predictions", "mask_product"]
+__all__ = ["MASK_STRIDE", "FactoredPredictions", "Predictions", "mask_precision", "mask_product"]
 
 MASK_STRIDE = 4  # pixels of the network's input per pixel of a mask, along each axis
 
@@ -30,7 +30,7 @@ class FactoredPredictions:
 
     Attributes:
       class_logits: of the K classes and, last, "no object"; float32.
-      mask_embeddings: float32.
+      mask_embeddings: in the dtype of the network.
       mask_features: float32, the same for all predictions.
     """
 
@@ -48,4 +48,13 @@ def mask_product(
     embeddings: Float[Array, "*layers B Q C"], features: Float[Array, "B h w C"]
 ) -> Float[Array, "*layers B Q h w"]:
     """Mask logits, float32: the products of each query's embedding with every pixel's features."""
-    return jnp.einsum("...bqc,bhwc->...bqhw", embeddings, features, precision="highest")
+    return jnp.einsum("...bqc,bhwc->...bqhw", embeddings, features, precision=mask_precision(embeddings))
+
+
+def mask_precision(embeddings: Float[Array, "*layers B Q C"]) -> str:
+    """The precision of matmuls with mask embeddings or masks, float32 at least for a network in float32.
+
+    Embeddings in bfloat16 have errors of 2^-9. There the products of float32 may have 2^-12: a GPU then forms them in
+    its matrix units (TF32), and a TPU in half the time. CPUs compute in float32 whatever is asked for.
+    """
+    return "highest" if embeddings.dtype == jnp.float32 else "high"

@@ -132,12 +132,12 @@ class Decoder(nn.Module):
     # Prediction heads
 
     def _predict(self, x: Float[Array, "B Q C"]) -> tuple[Float[Array, "B Q classes"], Float[Array, "B Q C"]]:
-        """Class logits of the K classes and "no object", and mask embeddings, float32."""
+        """Class logits of the K classes and "no object", float32, and mask embeddings."""
         normed = self.decoder_norm(x)
         embeddings = normed
         for linear in self.mask_embed[:-1]:
             embeddings = relu(linear(embeddings))
-        return self.class_embed(normed), self.mask_embed[-1](embeddings).astype(jnp.float32)
+        return self.class_embed(normed), self.mask_embed[-1](embeddings)
 
     def _output(self, predictions, mask_features, all_predictions) -> Predictions | FactoredPredictions:
         """The last of `predictions`, or all of them in the form that is asked for."""

@@ -5,9 +5,11 @@ They compute the same as in `reference.py`. The differences: `top_indices` stays
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from fasseg_jax.runtime.distributed import on_each_device
@@ -44,8 +46,8 @@ def most_uncertain(logits: Float[Array, "N P"], count: int) -> Int[Array, "N {co
     """
     magnitudes = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.uint32)
     # Few bits per step mean fewer comparisons (fast on CPU); many bits mean fewer kernel launches (fast on GPU).
-    on_cpu = functools.partial(value_of_rank, rank=count, bits_per_step=1)
-    on_gpu = functools.partial(value_of_rank, rank=count, bits_per_step=4)
+    on_cpu = functools.partial(value_of_rank, rank=count, bits_per_step=1, count=counts_below)
+    on_gpu = functools.partial(value_of_rank, rank=count, bits_per_step=4, count=packed_counts_below)
     threshold = jax.lax.platform_dependent(magnitudes, cuda=on_gpu, rocm=on_gpu, default=on_cpu)  # (N, 1)
 
     def first_of_equals():
@@ -68,7 +70,12 @@ def _indices_of(chosen, count):
     return jax.vmap(scatter)(target)[:, :count]
 
 
-def value_of_rank(values: UInt32[Array, "N P"], rank: int, bits_per_step: int) -> UInt32[Array, "N 1"]:
+def value_of_rank(
+    values: UInt32[Array, "N P"],
+    rank: int,
+    bits_per_step: int,
+    count: Callable[[jax.Array, jax.Array], jax.Array],
+) -> UInt32[Array, "N 1"]:
     """The `rank`-th smallest value of each row, found from its highest bits to its lowest.
 
     It is the largest number that fewer than `rank` values are below. For example the second smallest of [4, 6, 7] is
@@ -79,11 +86,29 @@ def value_of_rank(values: UInt32[Array, "N P"], rank: int, bits_per_step: int) -
     def add_bits(step, threshold):
         shift = (32 - bits_per_step * (step + 1)).astype(jnp.uint32)
         candidates = threshold + (jnp.arange(1, 2**bits_per_step, dtype=jnp.uint32) << shift)  # (N, 2**bits - 1)
-        # Counts in float32 are exact up to 2**24, and on a CPU half as fast again as counts in int32.
-        below = (values[:, None] < candidates[..., None]).sum(axis=-1, dtype=jnp.float32)
-        return threshold + ((below < rank).sum(axis=-1, keepdims=True, dtype=jnp.uint32) << shift)
+        fits = count(values, candidates) < rank
+        return threshold + (fits.sum(axis=-1, keepdims=True, dtype=jnp.uint32) << shift)
 
     return jax.lax.fori_loop(0, 32 // bits_per_step, add_bits, jnp.zeros_like(values[:, :1]))
+
+
+def counts_below(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"]) -> Float[Array, "N c"]:
+    """How many values of each row are below each of its candidates."""
+    # Counts in float32 are exact up to 2**24, and on a CPU half as fast again as counts in int32.
+    return (values[:, None] < candidates[..., None]).sum(axis=-1, dtype=jnp.float32)
+
+
+def packed_counts_below(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"]) -> Float[Array, "N c"]:
+    """The same, with four counts of eight bits in each word: a GPU reads a value once for four candidates."""
+    (n, p), c, block = values.shape, candidates.shape[1], 224  # values of a count, which eight bits can hold
+    largest = np.uint32(2**32 - 1)  # never below
+    values = jnp.pad(values, ((0, 0), (0, -p % block)), constant_values=largest).reshape(n, 1, -1, block)
+    candidates = jnp.pad(candidates, ((0, 0), (0, -c % 4))).reshape(n, -1, 4, 1, 1)
+    shifts = jnp.arange(0, 32, 8, dtype=jnp.uint32)
+    below = [(values < candidates[:, :, i]).astype(jnp.uint32) << shifts[i] for i in range(4)]
+    words = functools.reduce(jnp.bitwise_or, below).sum(axis=-1)[:, :, None]  # (N, c / 4, 1, blocks)
+    counts = (words >> shifts[:, None]) & 255  # (N, c / 4, 4, blocks)
+    return counts.sum(axis=-1, dtype=jnp.float32).reshape(n, -1)[:, :c]
 
 
 def running_count(chosen: Bool[Array, "N P"], block: int = 64) -> Int[Array, "N P"]:

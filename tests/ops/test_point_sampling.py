@@ -23,7 +23,7 @@ from fasseg_jax.ops.point_sampling import (
     spread_by_scatter,
     spread_on_masks,
 )
-from fasseg_jax.ops.selection import most_uncertain, value_of_rank
+from fasseg_jax.ops.selection import counts_below, most_uncertain, packed_counts_below, value_of_rank
 from tests.helpers.lowering import lowered_text
 
 
@@ -158,12 +158,12 @@ def test_largest():
             np.testing.assert_array_equal(module.first_argmax(jnp.asarray(scores), axis), scores.argmax(axis))
 
 
-@pytest.mark.parametrize("digit", [1, 2, 4])
+@pytest.mark.parametrize(("digit", "count"), [(1, counts_below), (2, packed_counts_below), (4, packed_counts_below)])
 @pytest.mark.parametrize("rank", [1, 57, 300])
-def test_value_of_rank(digit, rank):
+def test_value_of_rank(digit, count, rank):
     rng = np.random.default_rng(rank)
     rows = np.stack([rng.integers(0, 2**32, 300), rng.integers(0, 5, 300), rng.integers(2**31 - 3, 2**31 + 3, 300)])
-    found = jax.jit(value_of_rank, static_argnums=(1, 2))(rows.astype(np.uint32), rank, digit)
+    found = jax.jit(value_of_rank, static_argnums=(1, 2, 3))(rows.astype(np.uint32), rank, digit, count)
     np.testing.assert_array_equal(found[:, 0], np.sort(rows)[:, rank - 1])
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.linear import GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
+from fasseg_jax.ops.activations import gelu
 
 __all__ = ["ConvNeXt", "depthwise_conv"]
 
@@ -114,7 +115,7 @@ class ConvNeXtBlock(nn.Module):
             y = GeluDense(c, self.dtype, truncated_normal, name="fc2")(y)
             y = y * self.param("gamma", nn.initializers.constant(1e-6), (c,)).astype(self.dtype)
         else:
-            y = ResponseNorm(self.dtype, name="response_norm")(jax.nn.gelu(y, approximate=False))
+            y = ResponseNorm(self.dtype, name="response_norm")(gelu(y))
             y = nn.Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="fc2")(y)
         # Drop path: the whole residual branch is dropped for an image.
         return x + nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)(y)

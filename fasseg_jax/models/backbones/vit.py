@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.linear import GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
+from fasseg_jax.ops.activations import gelu
 from fasseg_jax.ops.attention import attend
 from fasseg_jax.ops.bilinear import interpolate, taps
 
@@ -179,7 +180,7 @@ class Pyramid(nn.Module):
     def __call__(self, x: Float[Array, "B h w C"]) -> list[Float[Array, "B _ _ _"]]:
         c = x.shape[-1]
         y = Doubling(c // 2, self.dtype, name="four_0")(x)
-        y = jax.nn.gelu(LayerNorm(self.dtype, 1e-6, name="four_norm")(y), approximate=False)
+        y = gelu(LayerNorm(self.dtype, 1e-6, name="four_norm")(y))
         four, two = Doubling(c // 4, self.dtype, name="four_1")(y), Doubling(c // 2, self.dtype, name="two")(x)
         return [four, two, x, nn.max_pool(x, (2, 2), (2, 2), padding="SAME")]
 

@@ -78,9 +78,11 @@ def _values_gradient(values, locations, weights, grad_out, shapes):
         x, y = locations[:, :, :, level, :, 0], locations[:, :, :, level, :, 1]  # (B, Q, M, P) each
         for corner in corners(x, y, size):
             row = first_row + (start + corner.pixel) * values.shape[2]
-            share = corner.weight * weights[:, :, :, level]
+            row = jnp.where(corner.inside, row, len(rows))  # the scatter drops what lies outside
+            # Without the barrier XLA would compute row and share again for each channel.
+            row, share = jax.lax.optimization_barrier((row, corner.weight * weights[:, :, :, level]))
             update = share[..., None] * grad_out[..., None, :]  # (B, Q, M, P, D)
-            grad_rows = grad_rows.at[row].add(update, mode="promise_in_bounds")
+            grad_rows = grad_rows.at[row].add(update, mode="drop", wrap_negative_indices=False)
     return grad_rows.reshape(values.shape).astype(values.dtype)  # (B * N * M, D) -> (B, N, M, D)
 
 
