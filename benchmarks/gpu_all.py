@@ -36,6 +36,7 @@ from rich.table import Table  # noqa: E402
 
 NO_TRITON_MATMULS = "--xla_gpu_enable_triton_gemm=false"  # they take long to tune
 NO_CUDA_GRAPHS = "--xla_gpu_enable_command_buffer="
+LOOPS_IN_CUDA_GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
 
 
 def groups(batches: list[int], training_batch: int, mask2former: str, faseg: str) -> dict[str, list[Subject]]:
@@ -43,12 +44,14 @@ def groups(batches: list[int], training_batch: int, mask2former: str, faseg: str
     found = {}
     training = {"work": "training", "batch": training_batch}
     found[f"training step, batch {training_batch}, bfloat16"] = [
-        Subject("Mask2Former Swin-T, here, no Triton matmuls", mask2former, xla_flags=NO_TRITON_MATMULS, **training),
-        Subject("FASeg R50, here, no Triton matmuls", faseg, xla_flags=NO_TRITON_MATMULS, **training),
-        Subject("FASeg R50, here", faseg, **training),
         Subject("Mask2Former Swin-T, here", mask2former, **training),
-        Subject("Mask2Former Swin-T, here, gathers", mask2former, method="gather", **training),
+        Subject("FASeg R50, here", faseg, **training),
         Subject("transformers, eager", "transformers", **training),
+    ]
+    found[f"training step, batch {training_batch}, bfloat16, other ways"] = [
+        Subject("FASeg R50, here, no Triton matmuls", faseg, xla_flags=NO_TRITON_MATMULS, **training),
+        Subject("FASeg R50, here, loops in CUDA graphs", faseg, xla_flags=LOOPS_IN_CUDA_GRAPHS, **training),
+        Subject("FASeg R50, here, gathers", faseg, method="gather", **training),
     ]
     found[f"training step, batch {training_batch}, float32"] = [
         Subject("Mask2Former Swin-T, here", mask2former, dtype="float32", **training),

@@ -29,9 +29,10 @@ from fasseg_jax.ops.selection import most_uncertain
 
 __all__ = ["MaskLosses", "mask_losses"]
 
-# Pairs in one turn of the loop over them. A GPU wants few, large turns, because each is many small kernels; a CPU is
-# fastest with what fits its cache.
-PAIRS_AT_ONCE = {"cuda": 128, "rocm": 128, "tpu": 16, "default": 4}
+# Pairs in one turn of the loop over them. A CPU is fastest with what fits its cache. A GPU wants few, large turns: each
+# is many small kernels, and before each the host waits until the GPU says whether there are more.
+PAIRS_AT_ONCE = {"tpu": 16, "default": 4}
+PAIRS_OF_AN_IMAGE_AT_ONCE = 16  # on a GPU
 TARGETS_AT_ONCE = 8  # of each image, with all predictions, in the matmuls of `factor_gradients`
 
 
@@ -69,6 +70,8 @@ def mask_losses(
     max_targets = targets.classes.shape[1]
 
     labels, precision = pack_labels(targets.labels), mask_precision(embeddings)
+    on_gpu = num_images * min(max_targets, PAIRS_OF_AN_IMAGE_AT_ONCE)
+    pairs_at_once = PAIRS_AT_ONCE | {"cuda": on_gpu, "rocm": on_gpu}
 
     def costs_of(inputs):
         class_logits, embeddings, points = inputs
@@ -83,7 +86,7 @@ def mask_losses(
         matched = jnp.take_along_axis(embeddings, jnp.maximum(queries, 0)[..., None], axis=1)  # (B, T, C)
         # Computed for all targets, pixels first: other orders take several times as long on a CPU.
         mask_logits = jnp.einsum("btc,bhwc->bhwt", matched, features, precision=precision).transpose(0, 3, 1, 2)
-        add_pairs_on = {name: partial(add_pairs, pair_points, config, n) for name, n in PAIRS_AT_ONCE.items()}
+        add_pairs_on = {name: partial(add_pairs, pair_points, config, n) for name, n in pairs_at_once.items()}
         cross_entropy, dice, grad_masks = jax.lax.platform_dependent(
             grad_masks, prediction, mask_logits, targets, labels, **add_pairs_on
         )

@@ -77,7 +77,7 @@ def matching_costs(
             + config.dice_weight * dice_cost(masks, truth, precision)
         )
 
-    return _in_chunks(costs_of, targets, num_queries=class_logits.shape[1])
+    return _costs_of_all(costs_of, targets, num_queries=class_logits.shape[1])
 
 
 @flax.struct.dataclass
@@ -135,15 +135,27 @@ def sum_over_points(
     return jax.lax.platform_dependent(masks, truth, cuda=in_parts, rocm=in_parts, default=at_once)
 
 
-def _in_chunks(costs_of: Callable[[jax.Array], jax.Array], targets: Targets, num_queries: int) -> Float[Array, "B Q T"]:
-    """`costs_of(targets.classes)`, as far as there are targets, `CLASSES_AT_ONCE` at a time."""
+def _costs_of_all(
+    costs_of: Callable[[jax.Array], jax.Array], targets: Targets, num_queries: int
+) -> Float[Array, "B Q T"]:
+    """`costs_of(targets.classes)`, as far as there are targets, `CLASSES_AT_ONCE` at a time.
+
+    A GPU computes those of padding too: it would wait longer for the host to learn how many targets there are.
+    """
     num_images, max_targets = targets.classes.shape
     chunk = min(CLASSES_AT_ONCE, max_targets)
 
-    def add_chunk(first, costs):
-        # If the last chunk would reach beyond T, XLA moves both slices back alike, and some costs are computed twice.
-        classes = jax.lax.dynamic_slice_in_dim(targets.classes, first, chunk, axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(costs, costs_of(classes), first, axis=2)
+    def at_once(targets):
+        return costs_of(targets.classes)
 
-    most = targets.valid.sum(axis=1).max()
-    return loop_over_targets(most, chunk, add_chunk, jnp.zeros((num_images, num_queries, max_targets)))
+    def in_chunks(targets):
+        def add_chunk(first, costs):
+            # If the last chunk would reach beyond T, XLA moves both slices back alike, and some costs are computed
+            # twice.
+            classes = jax.lax.dynamic_slice_in_dim(targets.classes, first, chunk, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(costs, costs_of(classes), first, axis=2)
+
+        most = targets.valid.sum(axis=1).max()
+        return loop_over_targets(most, chunk, add_chunk, jnp.zeros((num_images, num_queries, max_targets)))
+
+    return jax.lax.platform_dependent(targets, cuda=at_once, rocm=at_once, default=in_chunks)

@@ -179,8 +179,9 @@ def points_of_key(key, predictions: FactoredPredictions, targets: Targets, confi
         pytest.param([20, 17], 21, 23, True, 1, marks=pytest.mark.slow),
         ([0, 0], 3, 5, False, 1),
         pytest.param([2, 0, 3], 5, 8, False, "as on a GPU", marks=pytest.mark.slow),
+        pytest.param([20, 17], 21, 23, False, "as on a GPU", marks=pytest.mark.slow),
     ],
-    ids=["padded", "padded, points given", "as many targets as queries", "many", "none", "as on a GPU"],
+    ids=["padded", "padded, points given", "as many targets as queries", "many", "none", "as on a GPU", "many on a GPU"],
 )
 def test_the_plain_version_agrees(num_targets, max_targets, num_queries, points_given, at_once, monkeypatch):
     predictions, targets = random_case(0, num_targets, max_targets, num_queries)
@@ -202,6 +203,21 @@ def test_the_plain_version_agrees(num_targets, max_targets, num_queries, points_
     np.testing.assert_array_equal(terms.queries, queries)
     np.testing.assert_allclose(terms.total, expected, rtol=2e-6)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, expected_gradient)
+
+
+def test_embeddings_of_a_network_in_bfloat16():
+    """On a CPU, loss and gradient of float32, the gradient of the embeddings rounded."""
+    predictions, targets = random_case(0, [2, 0, 3], 5, 8)
+    rounded = jnp.asarray(predictions.mask_embeddings, jnp.bfloat16)
+    config, key = loss_config(40), jax.random.key(3)
+    exact = predictions.replace(mask_embeddings=rounded.astype(jnp.float32))
+    expected, expected_gradient = loss_and_gradient(exact, targets, key, config)
+    terms, gradient = loss_and_gradient(predictions.replace(mask_embeddings=rounded), targets, key, config)
+    assert gradient.mask_embeddings.dtype == jnp.bfloat16
+    np.testing.assert_allclose(terms.total, expected.total, rtol=1e-6)
+    np.testing.assert_allclose(gradient.mask_features, expected_gradient.mask_features, atol=2e-7)
+    rounded_gradient = np.asarray(gradient.mask_embeddings, np.float32)
+    np.testing.assert_allclose(rounded_gradient, expected_gradient.mask_embeddings, rtol=2**-8)
 
 
 @pytest.mark.parametrize("weights", [(), (0.2, 1.0, 1.5, 2.0, 3.0, 4.0)])
