@@ -1,10 +1,12 @@
-"""How much of the device's bare speed an evaluation keeps while threads read, resize and count beside the network.
+"""How much of the device's bare speed an evaluation and a prediction keep, while threads read, resize, count and write.
 
     python benchmarks/evaluation.py --config configs/ade20k.py:r50
+    python benchmarks/evaluation.py --config configs/shapes.py --photos 1000
 
-writes JPEG photos of 683x512 pixels, the size of most of ADE20K, with PNG label maps to a temporary folder, and
-evaluates random weights on them. The bare work is only the network and the labels, from inputs that are ready in
-memory. The two take turns, so that a change of the machine's speed affects both.
+writes JPEG photos of 683x512 pixels, the size of most of ADE20K, with PNG label maps to a temporary folder, evaluates
+random weights on them, and predicts them as `predict.py` does, to labels and overlays in files. The bare work is only
+the network and the labels, from inputs that are ready in memory. The three take turns, so that a change of the
+machine's speed affects all.
 """
 
 import operator
@@ -23,6 +25,7 @@ from fasseg_jax.data.classes import load_classes
 from fasseg_jax.data.sources.shapes import ShapesSource
 from fasseg_jax.evaluation.evaluate import evaluate_images
 from fasseg_jax.inference import segmenter as inference
+from fasseg_jax.inference.photo_files import ResultFiles, segment_files
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.models.fasseg import build_model, initial_variables
 
@@ -51,7 +54,7 @@ def compute_labels(segmenter: Segmenter, images: list[np.ndarray]) -> float:
         outputs = inference._predict(segmenter.model, segmenter._mesh, segmenter.variables, network_input)
         if before:
             before.result()
-        before = inference._Photo(None, image, segmenter.config, len(segmenter.classes), scores=False)
+        before = inference._Photo(None, image, segmenter.config, scores=False, uncertainty=False)
         before.add(*jax.tree.map(operator.itemgetter(0), outputs))
     before.result()
     return len(images) / (time.perf_counter() - start)
@@ -75,7 +78,14 @@ def main(_):
             )
             return sum(1 for _ in results) / (time.perf_counter() - start)
 
-        kinds = {"bare": lambda: compute_labels(segmenter, images), "evaluation": evaluate}
+        def predict() -> float:
+            photos = {path: Path(path.stem) for path in (Path(folder) / "images/validation").iterdir()}
+            files = ResultFiles(Path(folder) / "results")
+            start = time.perf_counter()
+            done = sum(1 for _ in segment_files(segmenter, photos, files, skip=print))
+            return done / (time.perf_counter() - start)
+
+        kinds = {"bare": lambda: compute_labels(segmenter, images), "evaluation": evaluate, "prediction": predict}
         segmenter(images[0])  # compiles
         rates = {name: [] for name in kinds}
         for _ in range(ROUNDS.value):
@@ -83,8 +93,9 @@ def main(_):
                 rates[name].append(measure())
     for name, values in rates.items():
         print(f"{name:10} images/s {np.median(values):6.3f}  ({', '.join(f'{value:.3f}' for value in values)})")
-    shares = np.divide(rates["evaluation"], rates["bare"])
-    print(f"evaluation / bare {np.median(shares):.1%}  ({', '.join(f'{share:.1%}' for share in shares)})")
+    for name in ("evaluation", "prediction"):
+        shares = np.divide(rates[name], rates["bare"])
+        print(f"{name} / bare {np.median(shares):.1%}  ({', '.join(f'{share:.1%}' for share in shares)})")
 
 
 if __name__ == "__main__":

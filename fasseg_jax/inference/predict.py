@@ -2,26 +2,23 @@
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import sys
 import time
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
 from fasseg_jax.data import data_classes
-from fasseg_jax.data.images import PHOTO_EXTENSIONS, PhotoError, list_photos, open_photo, output_names
-from fasseg_jax.inference.explain import explain
-from fasseg_jax.inference.explanation_page import draw_explanation
+from fasseg_jax.data.images import PHOTO_EXTENSIONS, PhotoError, list_photos, output_names
 from fasseg_jax.inference.generated_photo import generate_photo
 from fasseg_jax.inference.label_files import LabelFiles
+from fasseg_jax.inference.photo_files import ResultFiles, segment_files
 from fasseg_jax.inference.photo_progress import PhotoProgress
-from fasseg_jax.inference.segmenter import Segmentation, Segmenter
+from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.video import CAMERA, VideoSummary, segment_video
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.agreement import fail_together
@@ -31,7 +28,6 @@ from fasseg_jax.runtime.compilation import CompileTimer
 from fasseg_jax.runtime.distributed import all_gather_objects
 from fasseg_jax.runtime.files import Path, local_copy, local_folder, make_path, remove_folder, write_atomically
 from fasseg_jax.runtime.preemption import Interruption
-from fasseg_jax.visualization.overlay import draw_overlay
 
 __all__ = [
     "PhotosOutcome",
@@ -42,7 +38,6 @@ __all__ = [
     "segment_photos",
 ]
 
-LONGEST_NAME = 255  # bytes, on the file systems of Linux, macOS and Windows
 WARNING = "Untrained weights: this picture shows that the installation works; the classes mean nothing."
 
 
@@ -175,64 +170,65 @@ def segment_photos(segmenter: Segmenter, photos: dict[Path, Path], options: Pred
     with PhotoProgress(options.output, segmenter, photos, writes) as progress:
         if progress.num_done:
             print(f"{progress.num_done} of them are done.")
+        begin = time.perf_counter()
         with fail_together():  # the others finish their share first, which is kept
-            seconds, unreadable, stopped = _segment_share(segmenter, progress, options, label_files, compiling)
-        gathered = all_gather_objects([seconds, unreadable, stopped])
-        seconds, unreadable = ([item for host in gathered for item in host[part]] for part in (0, 1))
-        if any(stopped for *_, stopped in gathered):
-            done = progress.num_done + len(seconds)
+            of_share = _segment_share(segmenter, progress, options, label_files)
+        seconds = max(time.perf_counter() - begin - compiling.seconds, 0)
+        gathered = all_gather_objects([*of_share, seconds])
+        num_done, unreadable = sum(host[0] for host in gathered), [path for host in gathered for path in host[1]]
+        if any(stopped for _, _, stopped, _ in gathered):
+            done = progress.num_done + num_done
             print(f"Interrupted: {done} of {len(photos)} photos are done. The same command does the others.")
             return PhotosOutcome(interrupted=True, unreadable=unreadable)
         progress.finish()
-    if label_files and seconds:
+    if label_files and num_done:
         label_files.finish()
         print(f"Labels to correct are in {label_files.folder}; to_correct.csv lists the least certain photos first.")
         command = _import_command(label_files.folder, options)
         print(f"  {command}")
         if SCHEME in command:
             print("Imports read and write local folders: first copy what is in a bucket, and name the copies.")
-    if seconds:
+    if num_done:
+        seconds = max(host[3] for host in gathered)
         print(
-            f"Photos segmented: {len(seconds)}, {np.mean(seconds):.2f} s each; {len(segmenter.input_shapes)} shapes of "
-            f"the network's input, {compiling.seconds:.1f} s to compile or load programs."
+            f"Photos segmented: {num_done}, {seconds / num_done:.3f} s each with reading and writing; "
+            f"{len(segmenter.input_shapes)} shapes of the network's input, {compiling.seconds:.1f} s to compile or "
+            "load programs."
         )
         print(f"Results are in {options.output}.")
     return PhotosOutcome(interrupted=False, unreadable=unreadable)
 
 
 def _segment_share(
-    segmenter: Segmenter,
-    progress: PhotoProgress,
-    options: PredictionOptions,
-    label_files: LabelFiles | None,
-    compiling: CompileTimer,
-) -> tuple[list[float], list[str], bool]:
-    """Segment this host's photos: seconds for each, those that cannot be read, whether it was interrupted."""
-    seconds: list[float] = []
-    unreadable: list[str] = []
+    segmenter: Segmenter, progress: PhotoProgress, options: PredictionOptions, label_files: LabelFiles | None
+) -> tuple[int, list[str], bool]:
+    """Segment this host's photos: how many are done, those that cannot be read, whether it was interrupted."""
+    num_done, unreadable = 0, []
     interruption = Interruption(together=False)
-    for path, name in tqdm(progress.share.items(), unit="photo", disable=None):
-        if interruption.requested():
-            return seconds, unreadable, True
-        try:
-            _check_name(path, name)
-            image = open_photo(path)
-        except PhotoError as error:
+    files = ResultFiles(options.output, options.scores, options.explain, options.warning)
+    with tqdm(total=len(progress.share), unit="photo", disable=None) as bar:
+
+        def skip(path: Path, error: PhotoError) -> None:
             unreadable.append(str(path))
             tqdm.write(f"{program_name()}: skipped {one_line(error)}", file=sys.stderr)
-            continue
-        compiled_before, start = compiling.seconds, time.perf_counter()
-        result = segmenter(image, scores=options.scores, uncertainty=label_files is not None)
-        compiled = compiling.seconds - compiled_before
-        seconds.append(time.perf_counter() - start - compiled)
-        if compiled > 1:
-            height, width = result.labels.shape
-            tqdm.write(f"{width} x {height} pixels: {compiled:.1f} s to compile or load the program for this size")
-        write_result(image, result, segmenter, options.output / name, options)
-        if label_files:
-            label_files.add(path, name, _path_in_input(path, options), result.labels, result.uncertainty or 0.0)
-        progress.add(path, name)
-    return seconds, unreadable, False
+            bar.update()
+
+        segmented = segment_files(
+            segmenter,
+            progress.share,
+            files,
+            skip=skip,
+            stopped=interruption.requested,
+            uncertainty=label_files is not None,
+        )
+        for photo, result in segmented:
+            if label_files:
+                file_name = _path_in_input(photo.path, options)
+                label_files.add(photo.path, photo.name, file_name, result.labels, result.uncertainty or 0.0)
+            progress.add(photo.path, photo.name)
+            num_done += 1
+            bar.update()
+    return num_done, unreadable, num_done + len(unreadable) < len(progress.share)
 
 
 def _path_in_input(path: Path, options: PredictionOptions) -> str:
@@ -248,37 +244,6 @@ def _import_command(labels: Path, options: PredictionOptions) -> str:
         command += ["--photos", str(photos if photos.is_dir() else photos.parent)]
     command += ["--classes", str(options.output / "classes.csv"), "--unlabeled", "ignore"]
     return f"{other_program('import')} {shlex.join(command)}"
-
-
-def _check_name(path: Path, name: Path) -> None:
-    if len(os.fsencode(f"{name.name}_explanation.png")) > LONGEST_NAME:
-        raise PhotoError(f"{path}: the name is too long for those of the results; rename the photo")
-
-
-def write_result(
-    image: np.ndarray, result: Segmentation, segmenter: Segmenter, stem: Path, options: PredictionOptions
-) -> None:
-    """Write the files of one photo; their paths begin with `stem`."""
-    assert segmenter.classes is not None, "the overlay shows classes"
-
-    def file(ending: str) -> Path:
-        return stem.with_name(f"{stem.name}_{ending}")
-
-    _save(Image.fromarray(result.labels), file("labels.png"))
-    overlay = draw_overlay(image, result.labels, segmenter.classes, options.warning)
-    _save(overlay, file("overlay.png"), compression=1)  # a third of the time, for hardly more bytes
-    if options.explain:
-        explanation = explain(segmenter, image, result.labels)
-        page = draw_explanation(explanation, image, result.labels, segmenter.classes, stem.name, options.warning)
-        _save(page, file("explanation.png"))
-    if result.scores is not None:
-        with write_atomically(file("scores.npy")) as partial:
-            np.save(partial, result.scores.astype(np.float16))
-
-
-def _save(picture: Image.Image, file: Path, compression: int = 6) -> None:
-    with write_atomically(file) as partial:
-        picture.save(partial, compress_level=compression)
 
 
 def segment_camera_or_video(segmenter: Segmenter, source: str, options: PredictionOptions) -> VideoSummary:

@@ -181,7 +181,7 @@ def points_of_key(key, predictions: FactoredPredictions, targets: Targets, confi
         pytest.param([2, 0, 3], 5, 8, False, "as on a GPU", marks=pytest.mark.slow),
         pytest.param([20, 17], 21, 23, False, "as on a GPU", marks=pytest.mark.slow),
     ],
-    ids=["padded", "padded, points given", "as many targets as queries", "many", "none", "as on a GPU", "many on a GPU"],
+    ids=["padded", "padded, points given", "as many targets as queries", "many", "none", "GPU", "many, GPU"],
 )
 def test_the_plain_version_agrees(num_targets, max_targets, num_queries, points_given, at_once, monkeypatch):
     predictions, targets = random_case(0, num_targets, max_targets, num_queries)
