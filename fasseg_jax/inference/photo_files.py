@@ -102,7 +102,7 @@ def segment_files(
             else:
                 yield photo, photo.image
 
-    batch_size = min(BATCH_SIZE, len(photos))
+    batch_size = max(1, min(BATCH_SIZE, len(photos)))
     computed = segmenter.results(images(), batch_size, scores=files.scores, uncertainty=uncertainty)
     wanted = itertools.takewhile(lambda _: not stopped(), computed)
     explained = ((*found, _explanation(segmenter, *found, files) if files.explain else None) for found in wanted)
