@@ -20,7 +20,7 @@ from fasseg_jax.visualization.overlay import draw_overlay
 __all__ = ["PhotoFile", "ResultFiles", "segment_files"]
 
 LONGEST_NAME = 255  # bytes, on the file systems of Linux, macOS and Windows
-BATCH_SIZE = 8  # photos of one shape that a GPU or TPU computes together, at most
+BATCH_SIZE = 8  # photos of one shape that a GPU, or a chip of a TPU, computes together, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def segment_files(
             else:
                 yield photo, photo.image
 
-    batch_size = max(1, min(BATCH_SIZE, len(photos)))
+    batch_size = min(BATCH_SIZE, max(1, len(photos) // segmenter.num_devices))
     computed = segmenter.results(images(), batch_size, scores=files.scores, uncertainty=uncertainty)
     wanted = itertools.takewhile(lambda _: not stopped(), computed)
     explained = ((*found, _explanation(segmenter, *found, files) if files.explain else None) for found in wanted)

@@ -118,20 +118,24 @@ def find_photos(options: PredictionOptions) -> dict[Path, Path]:
     return dict(zip(found.paths, names, strict=True))
 
 
-def load_segmenter(options: PredictionOptions) -> Segmenter:
+def load_segmenter(options: PredictionOptions, devices: list[jax.Device]) -> Segmenter:
     """Load the checkpoint, or make an untrained model, and set how it predicts.
+
+    Args:
+      options: which model, and how.
+      devices: this host's, to compute on.
 
     Raises:
       ValueError, OSError: there is no such checkpoint, or a field of the configuration is not allowed.
     """
     if options.untrained is None:
         assert options.checkpoint is not None, "a checkpoint or an untrained model"
-        return Segmenter.from_checkpoint(options.checkpoint, inference=options.inference)
+        return Segmenter.from_checkpoint(options.checkpoint, inference=options.inference, devices=devices)
     print("UNTRAINED: the weights are random, and the classes found mean nothing.")
     config = options.untrained
     config.inference.update(options.inference)
     variables = jax.jit(lambda: initial_variables(build_model(config.model), seed=0))()
-    return Segmenter(config, variables, data_classes(config.data))
+    return Segmenter(config, variables, data_classes(config.data), devices=devices)
 
 
 @dataclasses.dataclass(frozen=True)

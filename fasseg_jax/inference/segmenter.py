@@ -153,6 +153,11 @@ class Segmenter:
             yield key, result.labels
 
     @property
+    def num_devices(self) -> int:
+        """How many devices share each batch."""
+        return self._mesh.size
+
+    @property
     def batches_pay(self) -> bool:
         """Whether the devices compute several photos of one shape in less time than one by one; not so on CPUs."""
         return self._mesh.devices.flat[0].platform not in PHOTO_BY_PHOTO

@@ -20,7 +20,7 @@ through the decoder's layers, and the windows that HRCA selects.
 --write_labels labelme (or coco) also writes the predictions as polygons to FOLDER/labelme (or coco), which annotation
 tools open, and to_correct.csv, which lists the photos, the least certain first.
 
-Several hosts, as of a TPU pod, divide the photos of a folder among them.
+Several hosts, as of a TPU pod, divide the photos of a folder among them, and so do the devices of a host.
 
 Exit status: 0 all done; 1 a photo or some frames could not be read (the others are done) or results not be written; 2
 wrong usage; 75 interrupted, or a host was lost: the same command does the photos that are left (a video can be played
@@ -47,7 +47,7 @@ from fasseg_jax.inference.video import CAMERA, VideoError, is_video
 from fasseg_jax.runtime.agreement import fail_together
 from fasseg_jax.runtime.command_line import end_within, print_error
 from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
-from fasseg_jax.runtime.devices import choose_device, join_hosts, lost_hosts_first
+from fasseg_jax.runtime.devices import choose_devices, join_hosts, lost_hosts_first
 from fasseg_jax.runtime.files import WriteError, make_path, require_regular_file
 from fasseg_jax.runtime.supervision import INTERRUPTED
 
@@ -73,21 +73,23 @@ def predict(argv: list[str]) -> int:
     try:
         options = read_options(argv)
         join_hosts(lost_host_seconds)
-        device = choose_device(flag.device)
+        devices = choose_devices(flag.device)
         if jax.process_count() > 1 and (video or options.write_labels):
             raise ValueError(f"{'a video' if video else '--write_labels'} is for one host; start the program on one")
         if jax.process_index() > 0:
             sys.stdout = io.StringIO()  # the first host speaks for all
         with lost_hosts_first(lost_host_seconds), fail_together():
             photos = {} if video else find_photos(options)
+            devices = devices if len(photos) > 1 else devices[:1]
             cache = enable_compilation_cache() or "memory"
-            segmenter = load_segmenter(options)
+            segmenter = load_segmenter(options, devices)
             segmenter.announce = announce
             if options.explain and segmenter.config.inference.mode != "single":
                 raise ValueError("--explain shows a prediction from a single view of the photo, not from several")
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=1 if isinstance(error, WriteError) else 2)
-    print(f"Computing on {device.device_kind} ({device.platform}).")
+    several = f"{len(devices)} x " if len(devices) > 1 else ""
+    print(f"Computing on {several}{devices[0].device_kind} ({devices[0].platform}).")
     print(f"JAX compiles the network for each new size of a picture, and keeps the programs in {cache}.")
     try:
         if video:

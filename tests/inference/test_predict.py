@@ -38,8 +38,8 @@ print(json.dumps(results))
 """
 
 
-def run(command, folder, **options):
-    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(folder / "cache"), PYTHONPATH=str(ROOT))
+def run(command, folder, more=(), **options):
+    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(folder / "cache"), PYTHONPATH=str(ROOT), **dict(more))
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, **options)
 
 
@@ -99,6 +99,23 @@ def test_folder_of_photos(checkpoint, tmp_path):
         scores = np.load(f"{stem}_scores.npy")
         assert scores.dtype == np.float16
         np.testing.assert_allclose(scores, expected.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_devices_share_the_photos(checkpoint, tmp_path):
+    """Three devices, each with a photo at a time; five photos of a size and one of another."""
+    sizes = [(64, 96)] * 5 + [(70, 64)]
+    (tmp_path / "photos").mkdir()
+    for i, size in enumerate(sizes):
+        Image.fromarray(photo(*size, i)).save(tmp_path / f"photos/{i}.png")
+    command = [sys.executable, ROOT / "predict.py", "--device=cpu", "--checkpoint", checkpoint]
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    result = run([*command, "--input=photos", "--output=out"], tmp_path, more=devices)
+    assert result.returncode == 0, result.stderr
+    assert "Computing on 3 x cpu" in result.stdout
+    segmenter = Segmenter.from_checkpoint(checkpoint)
+    for i, size in enumerate(sizes):
+        labels = np.asarray(Image.open(tmp_path / f"out/{i}_labels.png"))
+        np.testing.assert_array_equal(labels, segmenter(photo(*size, i)).labels)
 
 
 @pytest.mark.parametrize(
