@@ -52,9 +52,9 @@ def mask_product(
 
 
 def mask_precision(embeddings: Float[Array, "*layers B Q C"]) -> str:
-    """The precision of matmuls with mask embeddings or masks, float32 at least for a network in float32.
+    """The precision of matmuls with mask embeddings or masks: full for a network in float32.
 
-    Embeddings in bfloat16 have errors of 2^-9. There the products of float32 may have 2^-12: a GPU then forms them in
+    Embeddings in bfloat16 are rounded by up to 2^-9, so their products may be rounded by 2^-12. A GPU then forms them in
     its matrix units (TF32), and a TPU in half the time. CPUs compute in float32 whatever is asked for.
     """
     return "highest" if embeddings.dtype == jnp.float32 else "high"
