@@ -54,7 +54,8 @@ def mask_product(
 def mask_precision(embeddings: Float[Array, "*layers B Q C"]) -> str:
     """The precision of matmuls with mask embeddings or masks: full for a network in float32.
 
-    Embeddings in bfloat16 are rounded by up to 2^-9, so their products may be rounded by 2^-12. A GPU then forms them in
-    its matrix units (TF32), and a TPU in half the time. CPUs compute in float32 whatever is asked for.
+    Embeddings in bfloat16 are rounded by up to 2^-8 of their size, so what they are multiplied by may be rounded by
+    2^-11: a GPU then forms the products in its matrix units (TF32), and a TPU in half the time. CPUs compute in float32
+    whatever is asked for.
     """
     return "highest" if embeddings.dtype == jnp.float32 else "high"
