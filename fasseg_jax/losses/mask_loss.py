@@ -100,7 +100,7 @@ def mask_losses(
     grad_masks, (cross_entropy, dice) = jax.lax.scan(add_prediction, grad_masks, inputs)
 
     weighted = (config.mask_weight * cross_entropy + config.dice_weight * dice).sum()
-    factors = predictions.mask_embeddings, predictions.mask_features
+    factors = predictions.mask_embeddings.astype(jnp.float32), predictions.mask_features
     gradients = factor_gradients(grad_masks, embeddings, features, queries)
     return MaskLosses(queries, non_finite, cross_entropy, dice, with_gradient(weighted, factors, gradients))
 
@@ -267,12 +267,12 @@ def factor_gradients(
         query = jax.lax.dynamic_slice_in_dim(queries, first, TARGETS_AT_ONCE, axis=1)  # (B, t, L1)
         matched = embeddings[prediction, image, query]  # (B, t, L1, C)
         grad_features += einsum("btlhw,btlc->bhwc", grad, matched)
-        grad_matched = einsum("btlhw,bhwc->btlc", grad, features).astype(embeddings.dtype)
+        grad_matched = einsum("btlhw,bhwc->btlc", grad, features)
         index = jnp.where(query >= 0, query, num_queries)  # the scatter drops what belongs to no query
         return grad_embeddings.at[prediction, image, index].set(grad_matched, mode="drop"), grad_features
 
     most = (queries >= 0).any(axis=2).sum(axis=1).max()
-    start = jnp.zeros_like(embeddings), jnp.zeros_like(features)
+    start = jnp.zeros(embeddings.shape), jnp.zeros_like(features)
     return loop_over_targets(most, TARGETS_AT_ONCE, add_targets, start)
 
 

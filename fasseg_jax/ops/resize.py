@@ -37,10 +37,11 @@ def _reduce(x: jax.Array, factor: int, axis: int) -> jax.Array:
 
 def _enlarge(x: jax.Array, factor: int, axis: int) -> jax.Array:
     """`factor` pixels for each: the first half lie between it and the one before, the others before the next."""
-    first, before, after, last = (
+    first, but_last, but_first, last = (
         jax.lax.slice_in_dim(x, start, end, axis=axis) for start, end in ((0, 1), (0, -1), (1, None), (-1, None))
     )
-    before, after = jnp.concatenate([first, before], axis), jnp.concatenate([after, last], axis)
+    to_before, to_after = (jnp.concatenate(y, axis) - x for y in ([first, but_last], [but_first, last]))
     offsets = [(i + 0.5) / factor - 0.5 for i in range(factor)]  # from the pixel's center, in pixels
-    parts = [(1 - abs(offset)) * x + abs(offset) * (before if offset < 0 else after) for offset in offsets]
+    # Beyond the outermost centers this adds exactly nothing. HRCA ranks such values, and equal ones must stay equal.
+    parts = [x + abs(offset) * (to_before if offset < 0 else to_after) for offset in offsets]
     return jnp.stack(parts, axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])

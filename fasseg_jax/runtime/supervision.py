@@ -165,7 +165,9 @@ def _explain_end(status: int, log: str, facts: Mapping[str, Any], received: list
     """Say why the child was ended by a signal, if it was, and return the exit status."""
     if status >= 0:
         return status  # it has said why by itself
-    if status == -signal.SIGABRT and (reason := explain_abort(log, facts)):
+    # While it writes the stacks of its threads, an aborted program may also fail in another way.
+    aborted = status == -signal.SIGABRT or "Fatal Python error: Aborted" in log
+    if aborted and (reason := explain_abort(log, facts)):
         return print_error(f"{reason}; {AGAIN}", INTERRUPTED)
     sys.stderr.write(log)
     if -status not in received:
