@@ -54,6 +54,7 @@ os.write(2, b"I1126 14:00:42.5 13790 compiler.cc:1] theirs\\n")
 os.write(2, {(FATAL + SILENT.format("1")).encode()!r} + b"\\nmore\\n")
 os.abort()
 """
+SEGFAULT = 'os.write(2, b"Fatal Python error: Aborted\\n"); os.kill(os.getpid(), signal.SIGSEGV)'
 
 
 def start(code: str) -> subprocess.Popen:
@@ -67,6 +68,8 @@ def start(code: str) -> subprocess.Popen:
     ("code", "status", "errors"),
     [
         (ABORT, 75, ["ours", "I1126 14:00:42.5 13790 compiler.cc:1] theirs", "train.py: host 1 of 3 is lost: no sign"]),
+        # An abort that fails while it writes the stacks of the threads.
+        (ABORT.replace("os.abort()", SEGFAULT), 75, ["ours", "I1126", "train.py: host 1 of 3 is lost: no sign"]),
         ("os.write(2, b'E1126 14:00:42.5 1 coordination_service.cc:9] x\\n'); sys.exit(2)", 2, []),
         ("os.write(2, b'E1126 14:00:42.5 1 slow_operation_alarm.cc:73] \\n***\\nfile a bug\\n')", 0, []),
         (
