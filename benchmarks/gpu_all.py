@@ -50,6 +50,7 @@ def groups(batches: list[int], training_batch: int, mask2former: str, faseg: str
     ]
     found[f"training step, batch {training_batch}, bfloat16, other ways"] = [
         Subject("FASeg R50, here, no Triton matmuls", faseg, xla_flags=NO_TRITON_MATMULS, **training),
+        Subject("FASeg R50, here, shared points", faseg, shared_points=True, **training),
         Subject("FASeg R50, here, loops in CUDA graphs", faseg, xla_flags=LOOPS_IN_CUDA_GRAPHS, **training),
         Subject("FASeg R50, here, gathers", faseg, method="gather", **training),
     ]

@@ -27,6 +27,7 @@ class Subject:
       batch: images at once.
       dtype: of the computation; in "float32" our matmuls have full precision, theirs that of tensor cores (TF32).
       method: of deformable attention, ours only.
+      shared_points: `config.loss.shared_points`, ours only.
       compiled: whether `torch.compile` compiles the network; theirs only.
       xla_flags: of the compiler; ours only.
     """
@@ -37,6 +38,7 @@ class Subject:
     batch: int
     dtype: str = "bfloat16"
     method: str = "auto"
+    shared_points: bool = False
     compiled: bool = False
     xla_flags: str = ""
 
@@ -65,6 +67,7 @@ def our_config(subject: Subject):
     config = load_config(subject.recipe)
     config.model.dtype = subject.dtype
     config.model.deformable_attention = subject.method
+    config.loss.shared_points = subject.shared_points
     return config
 
 

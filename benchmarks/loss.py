@@ -3,12 +3,15 @@
     python benchmarks/loss.py [TARGETS_PER_IMAGE ...]
 
 Compares a step, forward and backward, with the network only: the mask logits of all predictions, and the backward pass
-for given gradients of these. The difference is the share of matching and loss. The programs take turns. Each image has
-the given numbers of targets (at most 40; by default 10 and 30).
+for given gradients of these. The difference is the share of matching and loss, once with points drawn for each pair and
+once with shared points. The programs take turns. Each image has the given numbers of targets (at most 40; by default 10
+and 30).
 """
 
+import itertools
 import sys
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +40,8 @@ def main(targets_per_image: list[int]) -> None:
     """Print a table."""
     config = load_config("configs/ade20k.py:r50")
     model = build_model(config.model)
+    configs = {False: config.loss, True: config.loss.copy_and_resolve_references()}
+    configs[True].shared_points = True
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(BATCH, SIZE, SIZE, 3)), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0), images[:1, :64, :64])
@@ -54,16 +59,14 @@ def main(targets_per_image: list[int]) -> None:
         values, backward = jax.vjp(logits, params)
         return values, backward(cotangents)[0]
 
-    @jax.jit
-    def step(params, targets, key):
-        return jax.value_and_grad(lambda params: segmentation_loss(predict(params), targets, key, config.loss).total)(
-            params
-        )
+    def total(predictions, targets, key, shared):
+        return segmentation_loss(predictions, targets, key, configs[shared]).total
 
-    @jax.jit
-    def loss(predictions, targets, key):
-        return jax.value_and_grad(lambda x: segmentation_loss(x, targets, key, config.loss).total)(predictions)
+    @partial(jax.jit, static_argnums=3)
+    def step(params, targets, key, shared):
+        return jax.value_and_grad(lambda params: total(predict(params), targets, key, shared))(params)
 
+    loss = jax.jit(jax.value_and_grad(total), static_argnums=3)
     key = jax.random.key(1)
     predictions = jax.jit(predict)(params)
     shapes = jax.eval_shape(logits, params)
@@ -71,8 +74,9 @@ def main(targets_per_image: list[int]) -> None:
     calls = {"network": lambda: network(params, cotangents)}
     for number in targets_per_image:
         targets = blocks(rng, number, config.model.num_classes)
-        calls["step", number] = lambda targets=targets: step(params, targets, key)
-        calls["loss", number] = lambda targets=targets: loss(predictions, targets, key)
+        for shared in (False, True):
+            calls["step", number, shared] = partial(step, params, targets, key, shared)
+            calls["loss", number, shared] = partial(loss, predictions, targets, key, shared)
     seconds = {name: [] for name in calls}
     for repeat in range(REPEATS + 1):
         for name, call in calls.items():
@@ -83,12 +87,13 @@ def main(targets_per_image: list[int]) -> None:
     medians = {name: np.median(times) for name, times in seconds.items()}
 
     print(f"{jax.devices()[0].device_kind}, median seconds of {REPEATS}")
-    print(f"{'network, forward and backward':46} {medians['network']:7.2f}")
-    for number in targets_per_image:
-        whole, loss_only = medians["step", number], medians["loss", number]
+    print(f"{'network, forward and backward':60} {medians['network']:7.2f}")
+    for number, shared in itertools.product(targets_per_image, (False, True)):
+        whole, loss_only = medians["step", number, shared], medians["loss", number, shared]
+        points = f"{number} targets" + ", shared points" * shared
         share = f"   matching and loss: {100 * (1 - medians['network'] / whole):.1f}%"
-        print(f"{f'step, {number} targets per image':46} {whole:7.2f}{share}")
-        print(f"{f'masks, matching and loss only, {number} targets':46} {loss_only:7.2f}")
+        print(f"{f'step, {points}':60} {whole:7.2f}{share}")
+        print(f"{f'masks, matching and loss only, {points}':60} {loss_only:7.2f}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from fasseg_jax.config.base import base_config, convnext, resnet, swin, use_mask2former, vit
 from fasseg_jax.config.loading import changed_fields, flat_fields, load_config, rename_old
-from fasseg_jax.config.schema import ConfigError, check_config, check_section
+from fasseg_jax.config.schema import SIZE_DIVISOR, ConfigError, check_config, check_section
 
 __all__ = [
+    "SIZE_DIVISOR",
     "ConfigError",
     "base_config",
     "changed_fields",

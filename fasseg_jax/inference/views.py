@@ -9,8 +9,9 @@
   are averaged over the windows that show a pixel. This mode suits photos far larger than the training crop.
 
 Each view is padded at the bottom and right to multiples of `config.inference.round_to`. The network needs multiples of
-32, and with 32 the result is exact. Larger multiples let more photos share a compiled program, at a price: the network
-has no padding mask, so more padding changes the scores (docs/performance.md says how much).
+32, and with 32 the padding is zero and the result exact. Larger multiples let more photos share a compiled program, at
+a price: the network has no padding mask, so more padding changes the scores (docs/performance.md says how much). There
+the mirror image continues the photo: large parts of zeros spoil the scores, which a continued photo hardly changes.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from fasseg_jax.config import base_config, check_section
+from fasseg_jax.config import SIZE_DIVISOR, base_config, check_section
 from fasseg_jax.data.preprocessing import normalize, resize_photo, resized_size
 
 __all__ = ["PhotoViews", "Placement", "Span", "ceil_div", "inference_settings"]
@@ -101,6 +102,7 @@ class PhotoViews:
         self.size: tuple[int, int] = (image.shape[0], image.shape[1])
         self._image = image
         self._base_size, self.placements = _place(self.size, config)
+        self._padding = "constant" if config.inference.round_to == SIZE_DIVISOR else "symmetric"
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -124,7 +126,8 @@ class PhotoViews:
         if columns.flipped:
             picture = picture[:, ::-1]
         (height, width), (padded_height, padded_width) = placement.size, placement.padded
-        return np.pad(normalize(picture), ((0, padded_height - height), (0, padded_width - width), (0, 0)))
+        added = (0, padded_height - height), (0, padded_width - width), (0, 0)
+        return np.pad(normalize(picture), added, mode=self._padding)
 
     @functools.cached_property
     def _base(self) -> UInt8[np.ndarray, "h w 3"]:

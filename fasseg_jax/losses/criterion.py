@@ -18,14 +18,15 @@ from jaxtyping import Array, Float, Int32, Key
 from ml_collections import ConfigDict
 
 from fasseg_jax.losses.mask_loss import mask_losses
-from fasseg_jax.losses.points import SamplingPoints, given_points, random_points
+from fasseg_jax.losses.points import SamplingPoints, SharedPoints, pair_points, shared_points
+from fasseg_jax.losses.shared_mask_loss import shared_mask_losses
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.predictions import FactoredPredictions
 
 __all__ = ["LossTerms", "segmentation_loss", "sharded_segmentation_loss"]
 
 AxisName = str | tuple[str, ...]
-Randomness = Key[Array, ""] | SamplingPoints
+Randomness = Key[Array, ""] | SamplingPoints | SharedPoints
 
 
 @flax.struct.dataclass
@@ -63,8 +64,9 @@ def segmentation_loss(
     Args:
       predictions: of this device's images.
       targets: of the same images.
-      randomness: a key, the same on every device; or the points themselves. The points of a pair depend only on the key
-        and on the numbers of prediction, image in the global batch and target, not on how many devices there are.
+      randomness: a key, the same on every device; or the points themselves, `SharedPoints` if these are shared and else
+        `SamplingPoints`. The points of a pair depend only on the key and on the numbers of prediction, image in the
+        global batch and target, not on how many devices there are.
       config: `config.loss`.
       axis_name: inside `jax.shard_map`, the mesh axes that the batch is sharded over.
 
@@ -75,11 +77,7 @@ def segmentation_loss(
     num_predictions, num_images, num_queries = predictions.class_logits.shape[:3]
     if targets.classes.shape[1] > num_queries:
         raise ValueError(f"max_targets is {targets.classes.shape[1]}, but the model has only {num_queries} queries")
-    if isinstance(randomness, SamplingPoints):
-        matching_points, pair_points = given_points(randomness, config)
-    else:
-        first_image = 0 if axis_name is None else jax.lax.axis_index(axis_name) * num_images
-        matching_points, pair_points = random_points(randomness, config, num_predictions, num_images, first_image)
+    first_image = 0 if axis_name is None else jax.lax.axis_index(axis_name) * num_images
 
     def over_devices(x):
         return x if axis_name is None else jax.lax.psum(x, axis_name)
@@ -87,7 +85,12 @@ def segmentation_loss(
     def per_target(x):
         return over_devices(x) / jnp.maximum(num_targets, 1)
 
-    masks = mask_losses(predictions, targets, matching_points, pair_points, config)
+    if config.shared_points:
+        points = shared_points(randomness, config, num_images, first_image)
+        masks = shared_mask_losses(predictions, targets, points, config)
+    else:
+        points = pair_points(randomness, config, num_predictions, num_images, first_image)
+        masks = mask_losses(predictions, targets, *points, config)
     num_targets = over_devices(targets.valid.sum(dtype=jnp.int32))
     class_sum, weight_sum = class_losses(
         predictions.class_logits, targets.classes, masks.queries, config.no_object_weight, config.class_weights
@@ -146,7 +149,7 @@ def sharded_segmentation_loss(
     term_specs = _specs(LossTerms, default=PartitionSpec(), queries=batch_second)
 
     def loss(predictions: FactoredPredictions, targets: Targets, randomness: Randomness) -> LossTerms:
-        points = batch_second if isinstance(randomness, SamplingPoints) else PartitionSpec()
+        points = {SamplingPoints: batch_second, SharedPoints: batch_first}.get(type(randomness), PartitionSpec())
         loss_of_device = jax.shard_map(
             partial(segmentation_loss, config=config, axis_name=axis_name),
             mesh=mesh,

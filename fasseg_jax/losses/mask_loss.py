@@ -24,10 +24,18 @@ from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import PairPoints, point_counts
 from fasseg_jax.losses.targets import Targets, loop_over_targets
 from fasseg_jax.models.predictions import FactoredPredictions, mask_precision
-from fasseg_jax.ops.point_sampling import PackedLabels, pack_labels, sample_class_masks, sample_masks, spread_on_masks
+from fasseg_jax.ops.point_sampling import (
+    PackedLabels,
+    pack_labels,
+    sample_class_masks,
+    sample_labels,
+    sample_masks,
+    sample_masks_at_shared_points,
+    spread_on_masks,
+)
 from fasseg_jax.ops.selection import most_uncertain
 
-__all__ = ["MaskLosses", "mask_losses"]
+__all__ = ["MaskLosses", "losses_at_points", "mask_losses", "with_gradient"]
 
 # Pairs in one turn of the loop over them. A CPU is fastest with what fits its cache. A GPU wants few, large turns: each
 # is many small kernels, and before each the host waits until the GPU says whether there are more.
@@ -75,8 +83,11 @@ def mask_losses(
 
     def costs_of(inputs):
         class_logits, embeddings, points = inputs
-        mask_logits = jnp.einsum("bqc,bhwc->bhwq", embeddings, features, precision=precision)
-        return matching_costs(class_logits, mask_logits, targets, labels, points, config, precision)
+        # Queries last, so that the values of all masks at a pixel lie together.
+        masks = jnp.einsum("bqc,bhwc->bhwq", embeddings, features, precision=precision)
+        mask_logits = jax.vmap(sample_masks_at_shared_points)(masks, points)
+        labels_and_weights = sample_labels(labels, jnp.arange(num_images), points)
+        return matching_costs(class_logits, mask_logits, targets, labels_and_weights, config, precision)
 
     costs = jax.lax.map(costs_of, (class_logits, embeddings, matching_points))
     queries, non_finite = match(costs, targets)
@@ -209,15 +220,23 @@ def pair_losses(
     truth = sample_class_masks(labels, image, classes, points)  # (N, P)
 
     def weighted_sum(logits):
-        cross_entropy = (jax.nn.softplus(logits) - logits * truth).mean(axis=1)
-        probability = jax.nn.sigmoid(logits)
-        product = (probability * truth).sum(axis=1)
-        dice = 1 - (2 * product + 1) / (probability.sum(axis=1) + truth.sum(axis=1) + 1)
+        cross_entropy, dice = losses_at_points(logits, truth, config.num_points)
         return (config.mask_weight * cross_entropy + config.dice_weight * dice).sum(), (cross_entropy, dice)
 
     grad_logits, (cross_entropy, dice) = jax.grad(weighted_sum, has_aux=True)(logits)
     _, h, w = masks.shape
     return cross_entropy, dice, spread_on_masks(grad_logits, points, (h, w))
+
+
+def losses_at_points(
+    logits: Float[Array, "*pairs S"], truth: Float[Array, "*#pairs S"], total: int, weights: Array | float = 1.0
+) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"]]:
+    """Cross-entropy and Dice loss of pairs by the masks of both at points, whose weights add up to `total`."""
+    cross_entropy = ((jax.nn.softplus(logits) - logits * truth) * weights).sum(axis=-1) / total
+    probability = jax.nn.sigmoid(logits) * weights
+    product = (probability * truth).sum(axis=-1)
+    dice = 1 - (2 * product + 1) / (probability.sum(axis=-1) + (truth * weights).sum(axis=-1) + 1)
+    return cross_entropy, dice
 
 
 def most_uncertain_samples(

@@ -1,8 +1,8 @@
 """Matching of queries to targets by class, mask and Dice costs (docs/specification.md, section 5).
 
 Computes the costs of `reference.matching_cost`. The differences: the costs of all pairs of an image come from matmuls
-over the points, for the real targets only, a few classes at a time; and a target's mask is sampled from the label map,
-without being formed.
+over the points, for the real targets only, a few classes at a time; and a target's mask comes from the labels around
+each point, without being formed.
 """
 
 import math
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.losses.targets import Targets, loop_over_targets
 from fasseg_jax.ops.assignment import assign
-from fasseg_jax.ops.point_sampling import PackedLabels, sample_labels, sample_masks_at_shared_points
+from fasseg_jax.ops.point_sampling import LabelsAndWeights, masks_of_classes
 
 __all__ = ["match", "matching_costs"]
 
@@ -45,10 +45,9 @@ def match(costs: Float[Array, "L1 B Q T"], targets: Targets) -> tuple[Int32[Arra
 
 def matching_costs(
     class_logits: Float[Array, "B Q K1"],
-    mask_logits: Float[Array, "B h w Q"],
+    mask_logits: Float[Array, "B P Q"],
     targets: Targets,
-    labels: PackedLabels,
-    points: Float[Array, "B P 2"],
+    labels: LabelsAndWeights,
     config: ConfigDict,
     precision: str = "highest",
 ) -> Float[Array, "B Q T"]:
@@ -56,21 +55,17 @@ def matching_costs(
 
     Args:
       class_logits: "no object" last.
-      mask_logits: queries last, so that the values of all masks at a pixel lie together.
+      mask_logits: of all queries at the points where masks are compared.
       targets: of the same images. Costs of padding may be anything.
-      labels: those of the targets.
-      points: where masks are compared, xy in [0, 1].
+      labels: `sample_labels` of the targets at these points.
       config: `config.loss`.
       precision: of the sums over points.
     """
     class_probabilities = jax.nn.softmax(class_logits)  # (B, Q, K1)
-    masks = SampledMasks.of(jax.vmap(sample_masks_at_shared_points)(mask_logits, points))
-    corners = sample_labels(labels, jnp.arange(len(points)), points)  # four times (B, P), (B, P)
+    masks = SampledMasks.of(mask_logits)
 
     def costs_of(classes):  # (B, t) -> (B, Q, t)
-        truth = jnp.asarray(
-            sum(weight[..., None] * (label[..., None] == classes[:, None]) for label, weight in corners)
-        )
+        truth = masks_of_classes(labels, classes)  # (B, P, t)
         return (
             config.class_weight * class_cost(class_probabilities, classes)
             + config.mask_weight * mask_cost(masks, truth, precision)

@@ -16,11 +16,12 @@ __all__ = [
     "PairPoints",
     "PointCounts",
     "SamplingPoints",
+    "SharedPoints",
     "draw_loss_points",
     "draw_matching_points",
-    "given_points",
+    "pair_points",
     "point_counts",
-    "random_points",
+    "shared_points",
 ]
 
 Index = int | Int[Array, ""]
@@ -46,6 +47,18 @@ class SamplingPoints:
     uniform: Float[Array, "L1 B T uniform 2"]
 
 
+@flax.struct.dataclass
+class SharedPoints:
+    """All points of one call of the loss with `config.loss.shared_points`, in place of `SamplingPoints`.
+
+    All pairs of an image are compared at the same points, in all predictions.
+    """
+
+    matching: Float[Array, "B P 2"]
+    oversampled: Float[Array, "B oversampled 2"]
+    uniform: Float[Array, "B uniform 2"]
+
+
 class PointCounts(NamedTuple):
     """How many points a matched pair has.
 
@@ -66,34 +79,31 @@ def point_counts(config: ConfigDict) -> PointCounts:
     return PointCounts(int(config.oversample_ratio * config.num_points), important, config.num_points - important)
 
 
-def given_points(points: SamplingPoints, config: ConfigDict) -> tuple[Float[Array, "L1 B P 2"], PairPoints]:
-    """The matching points, and the function that looks up those of a pair.
+def pair_points(
+    randomness: Key[Array, ""] | SamplingPoints,
+    config: ConfigDict,
+    num_predictions: int,
+    num_images: int,
+    first_image: Index,
+) -> tuple[Float[Array, "L1 B P 2"], PairPoints]:
+    """The matching points, and the function that gives those of a pair: those of all pairs would fill the memory.
+
+    Args:
+      randomness: the key that draws them, or the points themselves.
+      config: `config.loss`.
+      num_predictions: L + 1.
+      num_images: of this device.
+      first_image: the number in the global batch of this device's first image.
 
     Raises:
       ValueError: there are more or fewer points than `config.loss` asks for.
     """
-    wanted = point_counts(config)
-    given = tuple(x.shape[-2] for x in (points.matching, points.oversampled, points.uniform))
-    if given != (config.num_points, wanted.oversampled, wanted.uniform):
-        raise ValueError(
-            f"SamplingPoints has {given} points for matching, oversampled and uniform; "
-            f"config.loss wants {(config.num_points, wanted.oversampled, wanted.uniform)}"
-        )
+    if isinstance(randomness, SamplingPoints):
+        points = randomness
+        _check_counts(points, config)
+        return points.matching, lambda *pair: (points.oversampled[pair], points.uniform[pair])
 
-    def of_pair(prediction, image, target):
-        return points.oversampled[prediction, image, target], points.uniform[prediction, image, target]
-
-    return points.matching, of_pair
-
-
-def random_points(
-    key: Key[Array, ""], config: ConfigDict, num_predictions: int, num_images: int, first_image: Index
-) -> tuple[Float[Array, "L1 B P 2"], PairPoints]:
-    """The matching points, and the function that draws those of a pair: those of all pairs would fill the memory.
-
-    `first_image` is the number in the global batch of this device's first image.
-    """
-    matching_key, loss_key = jax.random.split(key)
+    matching_key, loss_key = jax.random.split(randomness)
 
     def of_image(prediction, image):
         return draw_matching_points(matching_key, prediction, first_image + image, config.num_points)
@@ -104,6 +114,33 @@ def random_points(
     of_images = jax.vmap(of_image, in_axes=(None, 0))
     of_all = jax.vmap(of_images, in_axes=(0, None))
     return of_all(jnp.arange(num_predictions), jnp.arange(num_images)), of_pair
+
+
+def shared_points(
+    randomness: Key[Array, ""] | SharedPoints, config: ConfigDict, num_images: int, first_image: Index
+) -> SharedPoints:
+    """The points of all images with `config.shared_points`. Arguments and errors as of `pair_points`."""
+    if isinstance(randomness, SharedPoints):
+        _check_counts(randomness, config)
+        return randomness
+
+    counts = point_counts(config)
+    matching, total = config.num_points, config.num_points + counts.oversampled + counts.uniform
+
+    def of_image(image):
+        return jnp.split(_draw(jax.random.fold_in(randomness, image), total), (matching, total - counts.uniform))
+
+    return SharedPoints(*jax.vmap(of_image)(first_image + jnp.arange(num_images)))
+
+
+def _check_counts(points: SamplingPoints | SharedPoints, config: ConfigDict) -> None:
+    wanted = point_counts(config)
+    given = tuple(x.shape[-2] for x in (points.matching, points.oversampled, points.uniform))
+    if given != (config.num_points, wanted.oversampled, wanted.uniform):
+        raise ValueError(
+            f"{type(points).__name__} has {given} points for matching, oversampled and uniform; "
+            f"config.loss wants {(config.num_points, wanted.oversampled, wanted.uniform)}"
+        )
 
 
 def draw_matching_points(key: Key[Array, ""], prediction: Index, image: Index, count: int) -> Float[Array, "{count} 2"]:

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int, Integer, UInt32
 from fasseg_jax.ops.bilinear import corners, north_west
 
 __all__ = [
+    "LabelsAndWeights",
     "PackedLabels",
+    "masks_of_classes",
     "pack_labels",
     "sample_class_masks",
     "sample_labels",
@@ -24,6 +26,10 @@ __all__ = [
     "sample_masks_at_shared_points",
     "spread_on_masks",
 ]
+
+
+# Labels and bilinear weights of the four pixels around each point.
+LabelsAndWeights = list[tuple[Integer[Array, "N P"], Float[Array, "N P"]]]
 
 
 def sample_masks(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"]) -> Float[Array, "N P"]:
@@ -123,9 +129,7 @@ def pack_labels(labels: Integer[Array, "B H W"]) -> PackedLabels:
     return PackedLabels(tuple(word.reshape(len(labels), -1) for word in words), (height, width), labels.dtype)
 
 
-def sample_labels(
-    labels: PackedLabels, image: Int[Array, "N"], points: Float[Array, "N P 2"]
-) -> list[tuple[Integer[Array, "N P"], Float[Array, "N P"]]]:
+def sample_labels(labels: PackedLabels, image: Int[Array, "N"], points: Float[Array, "N P 2"]) -> LabelsAndWeights:
     """Labels and bilinear weights of the four pixels around points, each row of which lies in the image `image[n]`.
 
     The mask of class c is one where the label is c. Its samples are sum(weight * (label == c)), fractional as those of
@@ -142,6 +146,11 @@ def sample_labels(
         found += [((values >> n) & jnp.uint32(2**bits - 1)).astype(labels.dtype) for n in range(0, 32, bits)]
     weights = [corner.weight for corner in corners(x, y, labels.size)]
     return list(zip(found, weights, strict=True))
+
+
+def masks_of_classes(labels: LabelsAndWeights, classes: Int[Array, "N t"]) -> Float[Array, "N P t"]:
+    """The samples of the masks of several classes, those of `classes[n]` for each row n of points."""
+    return _sum_of(weight[..., None] * (label[..., None] == classes[:, None]) for label, weight in labels)
 
 
 def sample_class_masks(

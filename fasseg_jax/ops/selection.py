@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from fasseg_jax.runtime.distributed import on_each_device
 
-__all__ = ["first_argmax", "most_uncertain", "top_indices"]
+__all__ = ["first_argmax", "most_uncertain", "top_indices", "uncertainty_weights"]
 
 
 def top_indices(scores: Float[Array, "B N"], k: int) -> Int[Array, "B {k}"]:
@@ -41,14 +41,8 @@ def most_uncertain(logits: Float[Array, "N P"], count: int) -> Int[Array, "N {co
 
     The first of equal magnitudes win; NaN counts as the largest magnitude. For example the two of
     [3.0, -0.5, 2.0, 0.5, -0.5] are [1, 3]: the threshold is 0.5, three magnitudes equal it, and the first two win.
-
-    Magnitudes of float32 are in the same order as their bits, read as integers, which is what `value_of_rank` needs.
     """
-    magnitudes = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.uint32)
-    # Few bits per step mean fewer comparisons (fast on CPU); many bits mean fewer kernel launches (fast on GPU).
-    on_cpu = functools.partial(value_of_rank, rank=count, bits_per_step=1, count=counts_below)
-    on_gpu = functools.partial(value_of_rank, rank=count, bits_per_step=4, count=packed_counts_below)
-    threshold = jax.lax.platform_dependent(magnitudes, cuda=on_gpu, rocm=on_gpu, default=on_cpu)  # (N, 1)
+    magnitudes, threshold = _magnitudes_and_threshold(logits, count)
 
     def first_of_equals():
         below, equal = magnitudes < threshold, magnitudes == threshold
@@ -57,6 +51,32 @@ def most_uncertain(logits: Float[Array, "N P"], count: int) -> Int[Array, "N {co
     chosen = magnitudes <= threshold
     chosen = jax.lax.cond((chosen.sum(axis=-1) > count).any(), first_of_equals, lambda: chosen)
     return _indices_of(chosen, count)
+
+
+def uncertainty_weights(logits: Float[Array, "N P"], count: int) -> Float[Array, "N P"]:
+    """1 for the `count` logits nearest to zero in each row, 0 for the others.
+
+    Equal magnitudes at the threshold share what is left. For example the two of [3.0, -0.5, 2.0, 0.0, 0.5] are
+    [0, 0.5, 0, 1, 0.5]. NaN counts as the largest magnitude.
+    """
+    magnitudes, threshold = _magnitudes_and_threshold(logits, count)
+    below, equal = ((magnitudes < threshold).astype(jnp.float32), (magnitudes == threshold).astype(jnp.float32))
+    num_below, num_equal = (x.sum(axis=-1, keepdims=True) for x in (below, equal))
+    return below + equal * ((count - num_below) / jnp.maximum(num_equal, 1))  # none is equal if `count` is 0
+
+
+def _magnitudes_and_threshold(logits, count):
+    """Numbers in the order of the logits' magnitudes (N, P), and the `count`-th smallest of each row (N, 1).
+
+    Magnitudes of float32 are in the same order as their bits, read as integers, which is what `value_of_rank` needs.
+    """
+    magnitudes = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.uint32)
+    # Few bits per step mean fewer comparisons (fast on CPU); many bits mean fewer passes over the values.
+    on_cpu = functools.partial(value_of_rank, rank=count, bits_per_step=1, count=counts_below)
+    on_gpu = functools.partial(value_of_rank, rank=count, bits_per_step=4, count=packed_counts_below)
+    on_tpu = functools.partial(value_of_rank, rank=count, bits_per_step=4, count=counts_below_each)
+    threshold = jax.lax.platform_dependent(magnitudes, cuda=on_gpu, rocm=on_gpu, tpu=on_tpu, default=on_cpu)
+    return magnitudes, threshold
 
 
 def _indices_of(chosen, count):
@@ -96,6 +116,12 @@ def counts_below(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"])
     """How many values of each row are below each of its candidates."""
     # Counts in float32 are exact up to 2**24, and on a CPU half as fast again as counts in int32.
     return (values[:, None] < candidates[..., None]).sum(axis=-1, dtype=jnp.float32)
+
+
+def counts_below_each(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"]) -> Float[Array, "N c"]:
+    """The same as one sum for each candidate, in one pass: a TPU reads a value once for all of them."""
+    columns = range(candidates.shape[1])
+    return jnp.concatenate([counts_below(values, candidates[:, c : c + 1]) for c in columns], axis=1)
 
 
 def packed_counts_below(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"]) -> Float[Array, "N c"]:

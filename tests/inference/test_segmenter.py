@@ -117,13 +117,23 @@ def test_size_of_windows():
         assert {placement.size for placement in PhotoViews(photo(200, 300), config).placements} == {size}
 
 
+@pytest.mark.parametrize("size", [(64, 86), (86, 64), (64, 64)])
+def test_padding_coarser_than_needed_is_the_photo_mirrored(size):
+    config, _ = changed(round_to=256)
+    view = PhotoViews(photo(*size), config).input(0)
+    rows, columns = ([i % (2 * n) if i % (2 * n) < n else 2 * n - 1 - i % (2 * n) for i in range(256)] for n in size)
+    normalized = (photo(*size) - np.array([123.675, 116.28, 103.53])) / [58.395, 57.12, 57.375]
+    np.testing.assert_allclose(view, normalized[rows][:, columns], atol=1e-5)
+
+
 @pytest.mark.slow
 def test_padding_is_coarser_where_asked():
     segmenter = Segmenter(*changed(round_to=64))
     image = photo(64, 86)
     result = segmenter(image, scores=True)
     assert segmenter.input_shapes == {(64, 128)}
-    view = network(segmenter.config, tiny_model()[1], image, (64, 128))
+    mirrored = np.concatenate([image, image[:, ::-1][:, :42]], axis=1)
+    view = network(segmenter.config, tiny_model()[1], mirrored, (64, 128))
     np.testing.assert_allclose(result.scores, reference_scores([whole((64, 86))], [view], (64, 86)), atol=1e-4)
 
 

@@ -17,10 +17,17 @@ from fasseg_jax.losses import mask_loss, matcher, reference
 from fasseg_jax.losses.criterion import LossTerms, class_losses, segmentation_loss
 from fasseg_jax.losses.mask_loss import by_selection, by_sorting
 from fasseg_jax.losses.matcher import match, matching_costs
-from fasseg_jax.losses.points import PointCounts, SamplingPoints, draw_loss_points, draw_matching_points
+from fasseg_jax.losses.points import (
+    PointCounts,
+    SamplingPoints,
+    SharedPoints,
+    draw_loss_points,
+    draw_matching_points,
+    shared_points,
+)
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.predictions import FactoredPredictions
-from fasseg_jax.ops.point_sampling import pack_labels
+from fasseg_jax.ops.point_sampling import pack_labels, sample_labels, sample_masks_at_shared_points
 from tests.helpers import GOLDEN, ROOT, xla_flags
 
 
@@ -49,7 +56,9 @@ def match_all(predictions, targets, points, config):
 
     @jax.jit
     def one(targets, logits, masks, points):
-        costs = matching_costs(logits, masks, targets, pack_labels(targets.labels), points, config)
+        labels = sample_labels(pack_labels(targets.labels), jnp.arange(len(points)), points)
+        logits_at_points = jax.vmap(sample_masks_at_shared_points)(masks, points)
+        costs = matching_costs(logits, logits_at_points, targets, labels, config)
         (queries,), non_finite = match(costs[None], targets)
         return costs, queries, non_finite
 
@@ -205,11 +214,65 @@ def test_the_plain_version_agrees(num_targets, max_targets, num_queries, points_
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, expected_gradient)
 
 
-def test_embeddings_of_a_network_in_bfloat16():
+def points_of_each_pair(points: SharedPoints, predictions: FactoredPredictions, targets: Targets) -> SamplingPoints:
+    """The shared points, once for each pair that shares them."""
+    num_predictions, (b, t) = len(predictions.class_logits), targets.classes.shape
+    matching = np.broadcast_to(points.matching, (num_predictions, *points.matching.shape))
+    pairs = (
+        np.broadcast_to(x[:, None], (num_predictions, b, t, *x.shape[1:])) for x in (points.oversampled, points.uniform)
+    )
+    return SamplingPoints(matching, *pairs)
+
+
+@pytest.mark.parametrize(
+    ("num_targets", "max_targets", "num_queries", "points_given"),
+    [
+        ([2, 0, 3], 5, 8, False),
+        pytest.param([4, 4], 4, 4, True, marks=pytest.mark.slow),
+        pytest.param([20, 17], 21, 23, False, marks=pytest.mark.slow),
+        ([0, 0], 3, 5, False),
+    ],
+    ids=["padded", "as many targets as queries, points given", "many", "none"],
+)
+def test_the_plain_version_agrees_with_shared_points(num_targets, max_targets, num_queries, points_given):
+    predictions, targets = random_case(0, num_targets, max_targets, num_queries)
+    config, key = loss_config(40), jax.random.key(3)
+    config.shared_points = True
+    shared = jax.tree.map(np.asarray, shared_points(key, config, len(num_targets), 0))
+    points = points_of_each_pair(shared, predictions, targets)
+    queries = reference.match_all(predictions, targets, points.matching, config)
+    chosen = reference.choose_points(predictions, queries, points, config)
+    plain_loss = jax.value_and_grad(reference.segmentation_loss)
+    expected, expected_gradient = plain_loss(predictions, targets, queries, chosen, config)
+
+    terms, gradient = loss_and_gradient(predictions, targets, shared if points_given else key, config)
+    assert terms.num_targets == sum(num_targets)
+    np.testing.assert_array_equal(terms.queries, queries)
+    np.testing.assert_allclose(terms.total, expected, rtol=2e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, expected_gradient)
+
+
+def test_shared_points_give_the_terms_of_points_for_each_pair():
+    """The same points, shared and repeated for each pair, have the same loss, term by term."""
+    predictions, targets = random_case(4, [3, 1], 4, 6)
+    config = loss_config(60)
+    shared = shared_points(jax.random.key(0), config, 2, 0)
+    expected, expected_gradient = loss_and_gradient(
+        predictions, targets, points_of_each_pair(shared, predictions, targets), config
+    )
+    config.shared_points = True
+    terms, gradient = loss_and_gradient(predictions, targets, shared, config)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6), terms, expected)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-7), gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["points of pairs", "shared points"])
+def test_embeddings_of_a_network_in_bfloat16(shared):
     """On a CPU, loss and gradient of float32, the gradient of the embeddings rounded."""
     predictions, targets = random_case(0, [2, 0, 3], 5, 8)
     rounded = jnp.asarray(predictions.mask_embeddings, jnp.bfloat16)
     config, key = loss_config(40), jax.random.key(3)
+    config.shared_points = shared
     exact = predictions.replace(mask_embeddings=rounded.astype(jnp.float32))
     expected, expected_gradient = loss_and_gradient(exact, targets, key, config)
     terms, gradient = loss_and_gradient(predictions.replace(mask_embeddings=rounded), targets, key, config)

@@ -23,7 +23,14 @@ from fasseg_jax.ops.point_sampling import (
     spread_by_scatter,
     spread_on_masks,
 )
-from fasseg_jax.ops.selection import counts_below, most_uncertain, packed_counts_below, value_of_rank
+from fasseg_jax.ops.selection import (
+    counts_below,
+    counts_below_each,
+    most_uncertain,
+    packed_counts_below,
+    uncertainty_weights,
+    value_of_rank,
+)
 from tests.helpers.lowering import lowered_text
 
 
@@ -144,9 +151,24 @@ def test_most_uncertain(count):
     np.testing.assert_array_equal(chosen, expected)
     np.testing.assert_array_equal(reference.most_uncertain(jnp.asarray(logits), count), expected)
 
+    weights = np.asarray(jax.jit(uncertainty_weights, static_argnums=1)(logits, count))
+    magnitudes = np.where(np.isnan(logits), np.finfo(np.float64).max, np.abs(logits.astype(np.float64)))
+    for row, found in zip(magnitudes, weights, strict=True):
+        threshold = np.sort(row)[count - 1]
+        shared = (count - (row < threshold).sum()) / (row == threshold).sum()
+        np.testing.assert_allclose(
+            found, np.where(row < threshold, 1, np.where(row == threshold, shared, 0)), rtol=1e-6
+        )
+
+
+def test_no_point_is_wanted():
+    assert not uncertainty_weights(jnp.array([[3.0, -0.5, 2.0]]), 0).any()
+
 
 def test_example_of_most_uncertain():
     np.testing.assert_array_equal(most_uncertain(jnp.array([[3.0, -0.5, 2.0, 0.5, -0.5]]), 2), [[1, 3]])
+    weights = uncertainty_weights(jnp.array([[3.0, -0.5, 2.0, 0.0, 0.5]]), 2)
+    np.testing.assert_array_equal(weights, [[0, 0.5, 0, 1, 0.5]])
 
 
 def test_largest():
@@ -158,7 +180,10 @@ def test_largest():
             np.testing.assert_array_equal(module.first_argmax(jnp.asarray(scores), axis), scores.argmax(axis))
 
 
-@pytest.mark.parametrize(("digit", "count"), [(1, counts_below), (2, packed_counts_below), (4, packed_counts_below)])
+COUNTS = [(1, counts_below), (2, packed_counts_below), (4, packed_counts_below), (4, counts_below_each)]
+
+
+@pytest.mark.parametrize(("digit", "count"), COUNTS)
 @pytest.mark.parametrize("rank", [1, 57, 300])
 def test_value_of_rank(digit, count, rank):
     rng = np.random.default_rng(rank)
