@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from fasseg_jax.models.layers.attention import MultiheadAttention
+from fasseg_jax.models.layers.image_conv import ImageConv, convolve, convolve_blocks
 from fasseg_jax.models.layers.linear import DepthwiseConv, PointwiseConv, torch_linear
 from fasseg_jax.models.layers.norms import LayerNorm, batch_norm
 from fasseg_jax.models.layers.position_encoding import sine_positions
 from fasseg_jax.ops.activations import gelu_matmul, relu
 from fasseg_jax.ops.attention import attend
+from tests.helpers.lowering import lowered_text
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 5, 12)), jnp.float32)
 KERNEL = np.random.default_rng(1).standard_normal((12, 9)).astype(np.float32) / 4
@@ -22,6 +24,47 @@ def test_pointwise_is_a_1x1_convolution(strides):
     variables = PointwiseConv(8, strides).init(jax.random.key(0), X)
     ours = PointwiseConv(8, strides).apply(variables, X)
     np.testing.assert_allclose(ours, nn.Conv(8, (1, 1), strides).apply(variables, X), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(7, 2, 3), (4, 4, 0), (16, 16, 0), (3, 2, 1), (5, 4, 2)])
+def test_both_ways_to_convolve_images_are_those_of_pytorch(size, stride, padding):
+    import torch
+
+    rng = np.random.default_rng(2)
+    images = rng.standard_normal((2, 64, 48, 3)).astype(np.float32)
+    kernel = rng.standard_normal((size, size, 3, 6)).astype(np.float32) / size
+    inputs = torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
+    images, kernel = jnp.asarray(images), jnp.asarray(kernel)
+    expected = torch.nn.functional.conv2d(*inputs, stride=stride, padding=padding)
+    cotangent = rng.standard_normal(expected.shape).astype(np.float32)
+    expected.backward(torch.tensor(cotangent))
+    for function in (convolve, convolve_blocks):
+        found, backward = jax.vjp(lambda kernel, f=function: f(images, kernel, stride, padding), kernel)
+        np.testing.assert_allclose(found, expected.detach().numpy().transpose(0, 2, 3, 1), atol=1e-5)
+        (gradient,) = backward(jnp.asarray(cotangent.transpose(0, 2, 3, 1)))
+        wanted = inputs[1].grad.numpy().transpose(2, 3, 1, 0)  # sums of up to 3,072 products
+        np.testing.assert_allclose(gradient, wanted, rtol=0, atol=3e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 48, 3), (2, 65, 50, 3)])  # the second in no blocks of 2 x 2
+def test_image_convolution_is_that_of_flax(shape):
+    images = jnp.asarray(np.random.default_rng(3).standard_normal(shape), jnp.float32)
+    ours, theirs = ImageConv(6, 7, 2, 3), nn.Conv(6, (7, 7), 2, padding=3)
+    variables = theirs.init(jax.random.key(0), images)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(0), images), variables)
+    np.testing.assert_array_equal(ours.apply(variables, images), theirs.apply(variables, images))
+
+
+def test_tpus_convolve_images_in_blocks():
+    images, kernel = (
+        jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.bfloat16),
+        jax.ShapeDtypeStruct((7, 7, 3, 64), jnp.bfloat16),
+    )
+    apply = lambda images, kernel: ImageConv(64, 7, 2, 3, use_bias=False).apply({"params": {"kernel": kernel}}, images)
+    for platform, window in (("tpu", "4x4x12x64"), ("cpu", "7x7x3x64")):
+        text = lowered_text(apply, images, kernel, platform=platform)
+        [convolution] = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+        assert f"tensor<{window}x" in convolution
 
 
 def test_depthwise_is_a_grouped_convolution():

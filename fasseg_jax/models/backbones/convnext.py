@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fasseg_jax.models.backbones.backbone import Backbone
+from fasseg_jax.models.layers.image_conv import ImageConv
 from fasseg_jax.models.layers.linear import GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.activations import gelu
@@ -137,7 +138,7 @@ class ConvNeXt(Backbone):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:
-        x = self._shrink(self.width, 4, "patch_embed")(images)
+        x = ImageConv(self.width, 4, 4, dtype=self.dtype, kernel_init=truncated_normal, name="patch_embed")(images)
         x = LayerNorm(self.dtype, EPSILON, name="patch_norm")(x)
         drop_path = iter(np.linspace(0, self.drop_path, sum(self.blocks)).tolist())
         block_type = nn.remat(ConvNeXtBlock, static_argnums=(2,)) if self.remat else ConvNeXtBlock
@@ -145,7 +146,15 @@ class ConvNeXt(Backbone):
         for stage, count in enumerate(self.blocks):
             if stage > 0:
                 x = LayerNorm(self.dtype, EPSILON, name=f"stage{stage}_downsample_norm")(x)
-                x = self._shrink(self.width * 2**stage, 2, f"stage{stage}_downsample")(x)
+                x = nn.Conv(
+                    self.width * 2**stage,
+                    (2, 2),
+                    2,
+                    padding="VALID",
+                    dtype=self.dtype,
+                    kernel_init=truncated_normal,
+                    name=f"stage{stage}_downsample",
+                )(x)
             for i in range(count):
                 block = block_type(self.version, next(drop_path), self.dtype, name=f"stage{stage}_block{i}")
                 x = block(x, train)
@@ -163,9 +172,3 @@ class ConvNeXt(Backbone):
                 groups[0] += [f"stage{stage}_downsample_norm", f"stage{stage}_downsample"]
             found += groups
         return found
-
-    def _shrink(self, width: int, side: int, name: str) -> nn.Conv:
-        """A convolution of squares of pixels that do not overlap."""
-        return nn.Conv(
-            width, (side, side), side, padding="VALID", dtype=self.dtype, kernel_init=truncated_normal, name=name
-        )

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fasseg_jax.models.backbones.backbone import Backbone
+from fasseg_jax.models.layers.image_conv import ImageConv
 from fasseg_jax.models.layers.initializers import he_normal_fan_out
 from fasseg_jax.models.layers.linear import PointwiseConv
 from fasseg_jax.models.layers.norms import batch_norm
@@ -64,15 +65,8 @@ class ResNet(Backbone):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:
-        x = nn.Conv(
-            self.width,
-            (7, 7),
-            2,
-            padding=3,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=he_normal_fan_out,
-            name="stem_conv",
+        x = ImageConv(
+            self.width, 7, 2, 3, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out, name="stem_conv"
         )(images)
         x = relu(batch_norm(self.norm, self.dtype, "stem_norm")(x, use_running_average=not train))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from fasseg_jax.models.backbones.backbone import Backbone
+from fasseg_jax.models.layers.image_conv import ImageConv
 from fasseg_jax.models.layers.linear import GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.attention import attend
@@ -177,7 +178,7 @@ class Swin(Backbone):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], train: bool = False) -> list[Float[Array, "B _ _ _"]]:
-        x = nn.Conv(self.embed_dim, (4, 4), 4, padding="VALID", dtype=self.dtype, name="patch_embed")(images)
+        x = ImageConv(self.embed_dim, 4, 4, dtype=self.dtype, name="patch_embed")(images)
         x = LayerNorm(self.dtype, name="patch_norm")(x)
         drop_path = iter(np.linspace(0, self.drop_path, sum(self.blocks)).tolist())
         block_type = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat else SwinBlock

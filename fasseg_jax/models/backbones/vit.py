@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fasseg_jax.models.backbones.backbone import Backbone
+from fasseg_jax.models.layers.image_conv import ImageConv
 from fasseg_jax.models.layers.linear import GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.activations import gelu
@@ -233,10 +234,10 @@ class ViT(Backbone):
         return [embedding, *([f"block{i}"] for i in range(self.depth))]
 
     def _patches(self, images):
-        size = (self.patch_size, self.patch_size)
         bottom, right = (-length % self.patch_size for length in images.shape[1:3])
         images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
-        conv = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype, kernel_init=truncated_normal, name="patches")
+        size = self.patch_size
+        conv = ImageConv(self.width, size, size, dtype=self.dtype, kernel_init=truncated_normal, name="patches")
         return conv(images)
 
     def _tokens(self, patches):
