@@ -12,6 +12,7 @@ three it reports the sizes. Nothing runs.
 
 import collections
 import json
+import math
 import time
 
 from tpu_cycles import CYCLES_PER_MS, Kernels, loss_kernels, program_cycles
@@ -62,8 +63,9 @@ def main(_):
     cycles = program_cycles(program, images * TARGETS.value)
     inside = sum(runs * images * kernels.cycles(name, OFFSET.value) for name, runs in cycles.kernels.items())
     in_loss = sum(blocks * of_loss[name] for name, blocks in cycles.blocks.items())
-    per_ms = CYCLES_PER_MS[TOPOLOGY.value.partition(":")[0]]
-    step_ms = (cycles.everything + inside + in_loss) / per_ms
+    per_ms = CYCLES_PER_MS.get(TOPOLOGY.value.partition(":")[0], math.nan)  # the clock of a v6e is not published
+    total = cycles.everything + inside + in_loss
+    step_ms = total / per_ms
     live = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     result = {
         "config": flags.FLAGS["config"].config_filename,
@@ -77,6 +79,7 @@ def main(_):
         "of_these_temporary_gb": memory.temp_size_in_bytes / 1e9,
         "collectives": dict(collections.Counter(names)),
         "elements_across_slices": sum(exchange["elements"] for exchange in exchanges if across(exchange)),
+        "estimated_cycles": total,
         "estimated_step_ms": step_ms,
         "model_flops_utilization": images * training_flops(config) / (step_ms / 1e3 * PEAK_FLOPS[chips[0].device_kind]),
         "not_estimated_gathers_and_scatters": cycles.moved,

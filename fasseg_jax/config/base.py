@@ -284,7 +284,7 @@ def base_config() -> ConfigDict:
             # `overlap` of their length.
             "sliding": {"window": (), "overlap": 1 / 3, "short_side": 0},
             # The network's inputs are padded to multiples of this. 32 is exact. With 64 or 128 fewer shapes need to be
-            # compiled, and scores differ, much so if training crops had no padding.
+            # compiled; the photo is continued by its mirror image, and scores differ a little.
             "round_to": 32,
         }
     )

@@ -393,6 +393,7 @@ import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from fasseg_jax.models.predictions import FactoredPredictions
 from fasseg_jax.losses.criterion import segmentation_loss, sharded_segmentation_loss
+from fasseg_jax.losses.points import shared_points
 from tests.losses.test_loss import loss_config, points_of_key, random_case
 
 assert jax.device_count() == 8
@@ -412,15 +413,19 @@ def compare(found, expected):
     for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         assert np.abs(a - b).max() <= 1e-6 * np.abs(b).max()
 
-alone = evaluate(lambda *arguments: segmentation_loss(*arguments, config), predictions, targets, key)
-points = points_of_key(key, predictions, targets, config)
-for shape, axes, randomness in (((8,), "data", key), ((4, 2), ("data", "more"), points)):
-    mesh = Mesh(np.array(jax.devices()).reshape(shape), axes)
-    put = lambda tree, *spec: jax.device_put(tree, NamedSharding(mesh, P(*spec)))
-    loss = sharded_segmentation_loss(mesh, axes, config)
-    images_second = put((predictions.class_logits, predictions.mask_embeddings), None, axes)
-    of_predictions = FactoredPredictions(*images_second, put(predictions.mask_features, axes))
-    compare(evaluate(loss, of_predictions, put(targets, axes), randomness), alone)
+for config.shared_points in (False, True):
+    alone = evaluate(lambda *arguments: segmentation_loss(*arguments, config), predictions, targets, key)
+    if config.shared_points:
+        points = shared_points(key, config, len(targets.classes), 0)
+    else:
+        points = points_of_key(key, predictions, targets, config)
+    for shape, axes, randomness in (((8,), "data", key), ((4, 2), ("data", "more"), points)):
+        mesh = Mesh(np.array(jax.devices()).reshape(shape), axes)
+        put = lambda tree, *spec: jax.device_put(tree, NamedSharding(mesh, P(*spec)))
+        loss = sharded_segmentation_loss(mesh, axes, config)
+        images_second = put((predictions.class_logits, predictions.mask_embeddings), None, axes)
+        of_predictions = FactoredPredictions(*images_second, put(predictions.mask_features, axes))
+        compare(evaluate(loss, of_predictions, put(targets, axes), randomness), alone)
 print("equal")
 """
 

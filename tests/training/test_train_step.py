@@ -104,8 +104,10 @@ def test_moving_average(config):
 
 
 @pytest.mark.slow
-def test_accumulation_is_the_mean_over_parts(config):
+@pytest.mark.parametrize("shared_points", [False, True])
+def test_accumulation_is_the_mean_over_parts(config, shared_points):
     """Each part has its own random numbers, which this test computes again."""
+    config.loss.shared_points = shared_points
     config.train.accumulation = 2
     step, state = start(config, keep_gradients())
     images, targets = batch()
