@@ -38,6 +38,8 @@ from fasseg_jax.models.layers.deformable_attention import compass_bias, referenc
 from fasseg_jax.ops.deformable import tpu
 from fasseg_jax.ops.deformable.geometry import Shapes
 from fasseg_jax.ops.point_sampling import pack_labels, sample_class_masks, sample_masks
+from fasseg_jax.ops.selection import uncertainty_weights
+from fasseg_jax.ops.selection_tpu import BITS
 
 __all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "loss_kernels", "program_cycles"]
 
@@ -46,7 +48,7 @@ CYCLES_PER_MS = {"v5e": 1.5e6, "v5p": 1.75e6}
 MATRIX_UNIT_LATENCY = 125  # cycles from a matmul to its result, in the compiler's critical paths
 SAMPLING = "deformable_sample"  # in the names of all its operations
 GRADIENTS = "deformable_sample_gradients"  # the kernel of its derivative
-TENTS = r"sum_of_tents_\d+x\d+_at_(\d+)"  # the kernels of the loss, and the points of a block
+KERNELS_OF_LOSS = r"(?:sum_of_tents_\d+x\d+|value_of_rank_\d+)_at_(\d+)"  # and the results of a block
 
 
 @dataclasses.dataclass
@@ -57,7 +59,7 @@ class Cycles:
       everything: the cycles of all operations.
       sampling: the cycles of the operations around the kernels of deformable sampling.
       kernels: how often each kernel of deformable sampling runs for an image, by name.
-      blocks: how many blocks of points each kernel of the loss samples, by name.
+      blocks: how many blocks of results each kernel of the loss computes, by name.
       moved: slices that gathers read and scatters write one by one.
       sorted: elements in sorts.
     """
@@ -126,7 +128,7 @@ def program_cycles(program: str, targets: int = 16, path_length: int = 2) -> Cyc
                 total.add(count(fused[1]), 1)
             elif 'custom_call_target="tpu_custom_call"' in line and sampling:
                 total.kernels[GRADIENTS if GRADIENTS in line else SAMPLING] += 1
-            elif kernel := re.search(TENTS, line):
+            elif kernel := re.search(KERNELS_OF_LOSS, line):
                 total.blocks[kernel[0]] += math.prod(shapes[result[1]]) // int(kernel[1])
         return total
 
@@ -170,14 +172,15 @@ class Kernels:
 
 
 def loss_kernels(config: ConfigDict, topology: str) -> dict[str, float]:
-    """The cycles of a block of points in each kernel of the loss, by the kernel's name, for training by `config`.
+    """The cycles of a block of results in each kernel of the loss, by the kernel's name, for training by `config`.
 
     Call this, too, before this process uses the TPU library.
     """
     with _schedules(_compile_loss_kernels, config.to_json(), topology) as folder:
-        names = {match[0] for path in folder.iterdir() if (match := re.search(TENTS, path.name))}
+        names = {match[0] for path in folder.iterdir() if (match := re.search(KERNELS_OF_LOSS, path.name))}
         parts = {name: _schedule(folder, name) for name in names}
-    return {name: outside + sum(loops) for name, (outside, loops) in parts.items()}
+    turns = {name: BITS if name.startswith("value_of_rank") else 1 for name in names}
+    return {name: outside + turns[name] * sum(loops) for name, (outside, loops) in parts.items()}
 
 
 @contextlib.contextmanager
@@ -217,6 +220,8 @@ def _compile_loss_kernels(config: str, topology: str) -> None:
     pairs, (height, width) = PAIRS_AT_ONCE["tpu"], config.augmentation.crop
     masks, labels = array(jnp.float32, pairs, height // 4, width // 4), array(jnp.uint8, 1, height, width)
     image, counts = array(jnp.int32, pairs), point_counts(config.loss)
+    candidates = array(jnp.float32, 8, counts.oversampled)
+    jax.jit(functools.partial(uncertainty_weights, count=counts.important)).lower(candidates).compile()
     for count in (counts.oversampled, counts.uniform):
         jax.jit(sample_masks).lower(masks, array(jnp.float32, pairs, count, 2)).compile()
     points = array(jnp.float32, pairs, config.loss.num_points, 2)

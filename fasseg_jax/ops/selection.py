@@ -71,12 +71,18 @@ def _magnitudes_and_threshold(logits, count):
     Magnitudes of float32 are in the same order as their bits, read as integers, which is what `value_of_rank` needs.
     """
     magnitudes = jax.lax.bitcast_convert_type(jnp.abs(logits), jnp.uint32)
-    # Few bits per step mean fewer comparisons (fast on CPU); many bits mean fewer passes over the values.
+    # Few bits per step mean fewer comparisons (fast on CPU); many bits mean fewer kernel launches (fast on GPU).
     on_cpu = functools.partial(value_of_rank, rank=count, bits_per_step=1, count=counts_below)
     on_gpu = functools.partial(value_of_rank, rank=count, bits_per_step=4, count=packed_counts_below)
-    on_tpu = functools.partial(value_of_rank, rank=count, bits_per_step=4, count=counts_below_each)
+    on_tpu = functools.partial(_value_of_rank_by_kernel, rank=count)
     threshold = jax.lax.platform_dependent(magnitudes, cuda=on_gpu, rocm=on_gpu, tpu=on_tpu, default=on_cpu)
     return magnitudes, threshold
+
+
+def _value_of_rank_by_kernel(magnitudes, rank):
+    from fasseg_jax.ops.selection_tpu import value_of_rank  # Pallas takes a third of a second to import
+
+    return value_of_rank(magnitudes, rank)
 
 
 def _indices_of(chosen, count):
@@ -116,12 +122,6 @@ def counts_below(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"])
     """How many values of each row are below each of its candidates."""
     # Counts in float32 are exact up to 2**24, and on a CPU half as fast again as counts in int32.
     return (values[:, None] < candidates[..., None]).sum(axis=-1, dtype=jnp.float32)
-
-
-def counts_below_each(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"]) -> Float[Array, "N c"]:
-    """The same as one sum for each candidate, in one pass: a TPU reads a value once for all of them."""
-    columns = range(candidates.shape[1])
-    return jnp.concatenate([counts_below(values, candidates[:, c : c + 1]) for c in columns], axis=1)
 
 
 def packed_counts_below(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"]) -> Float[Array, "N c"]:

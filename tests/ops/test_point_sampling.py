@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from fasseg_jax.ops import reference, selection
+from fasseg_jax.ops import reference, selection, selection_tpu
 from fasseg_jax.ops.point_sampling import (
     class_masks_by_gathers,
     class_masks_by_matmuls,
@@ -25,7 +25,6 @@ from fasseg_jax.ops.point_sampling import (
 )
 from fasseg_jax.ops.selection import (
     counts_below,
-    counts_below_each,
     most_uncertain,
     packed_counts_below,
     uncertainty_weights,
@@ -180,16 +179,30 @@ def test_largest():
             np.testing.assert_array_equal(module.first_argmax(jnp.asarray(scores), axis), scores.argmax(axis))
 
 
-COUNTS = [(1, counts_below), (2, packed_counts_below), (4, packed_counts_below), (4, counts_below_each)]
-
-
-@pytest.mark.parametrize(("digit", "count"), COUNTS)
+@pytest.mark.parametrize(("digit", "count"), [(1, counts_below), (2, packed_counts_below), (4, packed_counts_below)])
 @pytest.mark.parametrize("rank", [1, 57, 300])
 def test_value_of_rank(digit, count, rank):
     rng = np.random.default_rng(rank)
     rows = np.stack([rng.integers(0, 2**32, 300), rng.integers(0, 5, 300), rng.integers(2**31 - 3, 2**31 + 3, 300)])
     found = jax.jit(value_of_rank, static_argnums=(1, 2, 3))(rows.astype(np.uint32), rank, digit, count)
     np.testing.assert_array_equal(found[:, 0], np.sort(rows)[:, rank - 1])
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((3, 300), 57), ((8, 128), 1), ((17, 1000), 1000)])
+def test_value_of_rank_by_the_kernel_for_tpus(shape, rank):
+    rng = np.random.default_rng(rank)
+    rows = rng.integers(0, 2**31, shape)
+    rows[0] = rng.integers(0, 5, shape[1])
+    rows[1, 3:] = 2**31 - 1
+    found = jax.jit(selection_tpu.value_of_rank, static_argnums=1)(rows.astype(np.uint32), rank)
+    np.testing.assert_array_equal(found[:, 0], np.sort(rows)[:, rank - 1])
+
+    def threshold(logits):
+        return uncertainty_weights(logits, rank)
+
+    logits = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for platform, calls in (("tpu", 1), ("cpu", 0)):
+        assert lowered_text(threshold, logits, platform=platform).count("tpu_custom_call") == calls
 
 
 def test_a_wrong_shape_is_caught():
