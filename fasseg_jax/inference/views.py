@@ -102,7 +102,7 @@ class PhotoViews:
         self.size: tuple[int, int] = (image.shape[0], image.shape[1])
         self._image = image
         self._base_size, self.placements = _place(self.size, config)
-        self._padding = "constant" if config.inference.round_to == SIZE_DIVISOR else "symmetric"
+        self._mirrored = config.inference.round_to > SIZE_DIVISOR
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -127,7 +127,7 @@ class PhotoViews:
             picture = picture[:, ::-1]
         (height, width), (padded_height, padded_width) = placement.size, placement.padded
         added = (0, padded_height - height), (0, padded_width - width), (0, 0)
-        return np.pad(normalize(picture), added, mode=self._padding)
+        return np.pad(normalize(picture), added, mode="symmetric" if self._mirrored else "constant")
 
     @functools.cached_property
     def _base(self) -> UInt8[np.ndarray, "h w 3"]:

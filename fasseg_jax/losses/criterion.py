@@ -14,11 +14,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int32, Key
+from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 from fasseg_jax.losses.mask_loss import mask_losses
-from fasseg_jax.losses.points import SamplingPoints, SharedPoints, pair_points, shared_points
+from fasseg_jax.losses.points import Randomness, SamplingPoints, SharedPoints, pair_points, shared_points
 from fasseg_jax.losses.shared_mask_loss import shared_mask_losses
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.predictions import FactoredPredictions
@@ -26,7 +26,6 @@ from fasseg_jax.models.predictions import FactoredPredictions
 __all__ = ["LossTerms", "segmentation_loss", "sharded_segmentation_loss"]
 
 AxisName = str | tuple[str, ...]
-Randomness = Key[Array, ""] | SamplingPoints | SharedPoints
 
 
 @flax.struct.dataclass
@@ -71,7 +70,7 @@ def segmentation_loss(
       axis_name: inside `jax.shard_map`, the mesh axes that the batch is sharded over.
 
     Raises:
-      ValueError: there are more targets than queries, or `randomness` has more or fewer points than `config` says.
+      ValueError: there are more targets than queries, or the points of `randomness` are not those that `config` says.
     """
     predictions, targets, randomness = jax.tree.map(jnp.asarray, (predictions, targets, randomness))
     num_predictions, num_images, num_queries = predictions.class_logits.shape[:3]
@@ -89,8 +88,8 @@ def segmentation_loss(
         points = shared_points(randomness, config, num_images, first_image)
         masks = shared_mask_losses(predictions, targets, points, config)
     else:
-        points = pair_points(randomness, config, num_predictions, num_images, first_image)
-        masks = mask_losses(predictions, targets, *points, config)
+        of_matching, of_pair = pair_points(randomness, config, num_predictions, num_images, first_image)
+        masks = mask_losses(predictions, targets, of_matching, of_pair, config)
     num_targets = over_devices(targets.valid.sum(dtype=jnp.int32))
     class_sum, weight_sum = class_losses(
         predictions.class_logits, targets.classes, masks.queries, config.no_object_weight, config.class_weights

@@ -12,14 +12,13 @@ The choice of points is that of Kirillov et al., "PointRend: Image Segmentation 
 """
 
 from functools import partial
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
 from ml_collections import ConfigDict
 
+from fasseg_jax.losses.mask_terms import MaskLosses, losses_at_points, with_gradient
 from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import PairPoints, point_counts
 from fasseg_jax.losses.targets import Targets, loop_over_targets
@@ -35,32 +34,13 @@ from fasseg_jax.ops.point_sampling import (
 )
 from fasseg_jax.ops.selection import most_uncertain
 
-__all__ = ["MaskLosses", "losses_at_points", "mask_losses", "with_gradient"]
+__all__ = ["mask_losses"]
 
 # Pairs in one turn of the loop over them. A CPU is fastest with what fits its cache. A GPU wants few, large turns: each
 # is many small kernels, and before each the host waits until the GPU says whether there are more.
 PAIRS_AT_ONCE = {"tpu": 16, "default": 4}
 PAIRS_OF_AN_IMAGE_AT_ONCE = 16  # on a GPU
 TARGETS_AT_ONCE = 8  # of each image, with all predictions, in the matmuls of `factor_gradients`
-
-
-@flax.struct.dataclass
-class MaskLosses:
-    """Sums over the matched pairs of this device's images. Only `weighted` carries a gradient.
-
-    Attributes:
-      queries: the query matched with each target, -1 for padding.
-      non_finite_costs: matching costs that were NaN or infinite.
-      cross_entropy: of each prediction.
-      dice: of each prediction.
-      weighted: cross-entropy and Dice loss with their weights, over all predictions.
-    """
-
-    queries: Int32[Array, "L1 B T"]
-    non_finite_costs: Int32[Array, ""]
-    cross_entropy: Float[Array, "L1"]
-    dice: Float[Array, "L1"]
-    weighted: Float[Array, ""]
 
 
 def mask_losses(
@@ -228,17 +208,6 @@ def pair_losses(
     return cross_entropy, dice, spread_on_masks(grad_logits, points, (h, w))
 
 
-def losses_at_points(
-    logits: Float[Array, "*pairs S"], truth: Float[Array, "*#pairs S"], total: int, weights: Array | float = 1.0
-) -> tuple[Float[Array, "*pairs"], Float[Array, "*pairs"]]:
-    """Cross-entropy and Dice loss of pairs by the masks of both at points, whose weights add up to `total`."""
-    cross_entropy = ((jax.nn.softplus(logits) - logits * truth) * weights).sum(axis=-1) / total
-    probability = jax.nn.sigmoid(logits) * weights
-    product = (probability * truth).sum(axis=-1)
-    dice = 1 - (2 * product + 1) / (probability.sum(axis=-1) + (truth * weights).sum(axis=-1) + 1)
-    return cross_entropy, dice
-
-
 def most_uncertain_samples(
     logits: Float[Array, "N oversampled"], points: Float[Array, "N oversampled 2"], count: int
 ) -> list[Float[Array, "N {count}"]]:
@@ -293,22 +262,3 @@ def factor_gradients(
     most = (queries >= 0).any(axis=2).sum(axis=1).max()
     start = jnp.zeros(embeddings.shape), jnp.zeros_like(features)
     return loop_over_targets(most, TARGETS_AT_ONCE, add_targets, start)
-
-
-@jax.custom_vjp
-def with_gradient(value: Float[Array, ""], factors: Any, gradients: Any) -> Float[Array, ""]:
-    """`value`, whose derivatives with respect to `factors`, a tree of arrays, are declared to be `gradients`."""
-    del factors, gradients
-    return value
-
-
-def _with_gradient_forward(value, factors, gradients):
-    del factors
-    return value, gradients
-
-
-def _with_gradient_backward(gradients, cotangent):
-    return None, jax.tree.map(lambda x: cotangent * x, gradients), None
-
-
-with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 __all__ = [
     "PairPoints",
     "PointCounts",
+    "Randomness",
     "SamplingPoints",
     "SharedPoints",
     "draw_loss_points",
@@ -59,6 +60,9 @@ class SharedPoints:
     uniform: Float[Array, "B uniform 2"]
 
 
+Randomness = Key[Array, ""] | SamplingPoints | SharedPoints
+
+
 class PointCounts(NamedTuple):
     """How many points a matched pair has.
 
@@ -80,7 +84,7 @@ def point_counts(config: ConfigDict) -> PointCounts:
 
 
 def pair_points(
-    randomness: Key[Array, ""] | SamplingPoints,
+    randomness: Randomness,
     config: ConfigDict,
     num_predictions: int,
     num_images: int,
@@ -96,8 +100,10 @@ def pair_points(
       first_image: the number in the global batch of this device's first image.
 
     Raises:
-      ValueError: there are more or fewer points than `config.loss` asks for.
+      ValueError: the points are of the other kind, or more or fewer than `config` asks for.
     """
+    if isinstance(randomness, SharedPoints):
+        raise ValueError("config.loss.shared_points = False takes SamplingPoints, not SharedPoints")
     if isinstance(randomness, SamplingPoints):
         points = randomness
         _check_counts(points, config)
@@ -116,10 +122,10 @@ def pair_points(
     return of_all(jnp.arange(num_predictions), jnp.arange(num_images)), of_pair
 
 
-def shared_points(
-    randomness: Key[Array, ""] | SharedPoints, config: ConfigDict, num_images: int, first_image: Index
-) -> SharedPoints:
+def shared_points(randomness: Randomness, config: ConfigDict, num_images: int, first_image: Index) -> SharedPoints:
     """The points of all images with `config.shared_points`. Arguments and errors as of `pair_points`."""
+    if isinstance(randomness, SamplingPoints):
+        raise ValueError("config.loss.shared_points = True takes SharedPoints, not SamplingPoints")
     if isinstance(randomness, SharedPoints):
         _check_counts(randomness, config)
         return randomness

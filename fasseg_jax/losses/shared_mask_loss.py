@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
-from fasseg_jax.losses.mask_loss import MaskLosses, losses_at_points, with_gradient
+from fasseg_jax.losses.mask_terms import MaskLosses, losses_at_points, with_gradient
 from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import SharedPoints, point_counts
 from fasseg_jax.losses.targets import Targets, loop_over_targets

@@ -378,6 +378,15 @@ def test_wrong_sizes_are_refused():
     _, predictions, targets, points = load_golden("loss_two_images")
     with pytest.raises(ValueError, match=r"config.loss wants \(100, 300, 25\)"):
         segmentation_loss(predictions, targets, points, loss_config(100))
+    shared = shared_points(jax.random.key(0), loss_config(32), 2, 0)
+    with pytest.raises(ValueError, match="shared_points = False takes SamplingPoints, not SharedPoints"):
+        segmentation_loss(predictions, targets, shared, loss_config(32))
+    config = loss_config(100)
+    config.shared_points = True
+    with pytest.raises(ValueError, match="shared_points = True takes SharedPoints, not SamplingPoints"):
+        segmentation_loss(predictions, targets, points, config)
+    with pytest.raises(ValueError, match=r"SharedPoints has \(32, 96, 8\) .* config.loss wants \(100, 300, 25\)"):
+        segmentation_loss(predictions, targets, shared, config)
 
 
 def test_wrong_shapes_are_caught_while_tests_run():
