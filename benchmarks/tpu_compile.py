@@ -42,7 +42,10 @@ def main(_):
     if config.model.deformable_attention == "auto":
         config.model.deformable_attention = "tpu"  # what "auto" is on a TPU
     size, (height, width) = config.train.batch_size, config.augmentation.crop
-    kernels, of_loss = Kernels(config.model, (height, width), TOPOLOGY.value), loss_kernels(config, TOPOLOGY.value)
+    kernels, of_loss = (
+        Kernels(config.model, (height, width), TOPOLOGY.value),
+        loss_kernels(config, TOPOLOGY.value, TARGETS.value),
+    )
     several = {"num_slices": SLICES.value} if SLICES.value > 1 else {}
     chips = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value, **several).devices
     begin = time.perf_counter()

@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.losses.mask_loss import PAIRS_AT_ONCE
 from fasseg_jax.losses.points import point_counts
 from fasseg_jax.models.layers.deformable_attention import compass_bias, reference_points
+from fasseg_jax.ops.assignment import assign
 from fasseg_jax.ops.deformable import tpu
 from fasseg_jax.ops.deformable.geometry import Shapes
 from fasseg_jax.ops.point_sampling import pack_labels, sample_class_masks, sample_masks
@@ -46,9 +47,10 @@ __all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "loss_
 # A v5e has one core, a v5p two that work as one device; each core has four matrix units of 128 x 128.
 CYCLES_PER_MS = {"v5e": 1.5e6, "v5p": 1.75e6}
 MATRIX_UNIT_LATENCY = 125  # cycles from a matmul to its result, in the compiler's critical paths
+LANES_LATENCY = 150  # assumed cycles from a reduction over lanes to its result as a scalar, rather too many
 SAMPLING = "deformable_sample"  # in the names of all its operations
 GRADIENTS = "deformable_sample_gradients"  # the kernel of its derivative
-KERNELS_OF_LOSS = r"(?:sum_of_tents_\d+x\d+|value_of_rank_\d+)_at_(\d+)"  # and the results of a block
+KERNELS_OF_LOSS = r"(?:sum_of_tents_\d+x\d+|value_of_rank_\d+|assign)_at_(\d+)"  # and the results of a block
 
 
 @dataclasses.dataclass
@@ -171,16 +173,21 @@ class Kernels:
         return outside * bounds.shape[1] * bounds.shape[3] + float(repeats @ loops)
 
 
-def loss_kernels(config: ConfigDict, topology: str) -> dict[str, float]:
+def loss_kernels(config: ConfigDict, topology: str, targets: int, path_length: int = 2) -> dict[str, float]:
     """The cycles of a block of results in each kernel of the loss, by the kernel's name, for training by `config`.
 
-    Call this, too, before this process uses the TPU library.
+    Call this, too, before this process uses the TPU library. `targets` are those of an image; `path_length` as for
+    `program_cycles`.
     """
     with _schedules(_compile_loss_kernels, config.to_json(), topology) as folder:
         names = {match[0] for path in folder.iterdir() if (match := re.search(KERNELS_OF_LOSS, path.name))}
-        parts = {name: _schedule(folder, name) for name in names}
-    turns = {name: BITS if name.startswith("value_of_rank") else 1 for name in names}
-    return {name: outside + turns[name] * sum(loops) for name, (outside, loops) in parts.items()}
+        parts = {name: _schedule(folder, name) for name in names if not name.startswith("assign")}
+        depths = {name: _cycles_by_depth(folder, name) for name in names - parts.keys()}
+    turns = {name: BITS if name.startswith("value_of_rank") else 1 for name in parts}
+    cycles = {name: outside + turns[name] * sum(loops) for name, (outside, loops) in parts.items()}
+    for name, (outside, of_targets, along_paths) in depths.items():
+        cycles[name] = outside + targets * (of_targets + path_length * along_paths)
+    return cycles
 
 
 @contextlib.contextmanager
@@ -220,7 +227,9 @@ def _compile_loss_kernels(config: str, topology: str) -> None:
     pairs, (height, width) = PAIRS_AT_ONCE["tpu"], config.augmentation.crop
     masks, labels = array(jnp.float32, pairs, height // 4, width // 4), array(jnp.uint8, 1, height, width)
     image, counts = array(jnp.int32, pairs), point_counts(config.loss)
-    candidates = array(jnp.float32, 8, counts.oversampled)
+    problems = array(jnp.float32, 8, config.model.decoder.num_queries, config.data.max_targets)
+    jax.jit(jax.vmap(assign)).lower(problems, array(jnp.int32, 8)).compile()
+    candidates = array(jnp.float32, 16, counts.oversampled)  # two blocks, so that there is a loop over blocks
     jax.jit(functools.partial(uncertainty_weights, count=counts.important)).lower(candidates).compile()
     for count in (counts.oversampled, counts.uniform):
         jax.jit(sample_masks).lower(masks, array(jnp.float32, pairs, count, 2)).compile()
@@ -236,11 +245,7 @@ def _schedule(folder: Path, name: str) -> tuple[float, list[float]]:
     The compiler's final schedule has one bundle of instructions a cycle. It leaves out the waits for results of the
     matrix unit, which this adds.
     """
-    is_of_kernel = re.compile(rf".*-{name}(\.\d+)?-.*final_bundles\.txt").fullmatch
-    found = [path for path in folder.iterdir() if is_of_kernel(path.name) and "analysis" not in path.name]
-    if not found:  # if several, the same kernel was compiled for several numbers of blocks
-        raise RuntimeError(f"the compiler wrote no schedule of {name}")
-    bundles = re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", found[0].read_text(), re.MULTILINE)
+    bundles = _bundles(folder, name)
     regions = [(depth == ">>", [text for _, text in run]) for depth, run in itertools.groupby(bundles, lambda x: x[0])]
     # A few more bundles of a loop follow the branch at its end.
     merged = [regions[0]]
@@ -251,6 +256,28 @@ def _schedule(folder: Path, name: str) -> tuple[float, list[float]]:
             merged.append((inside, run))
     outside = sum(_waited(run) for inside, run in merged if not inside)
     return outside, [_waited(run) for inside, run in merged if inside]
+
+
+def _cycles_by_depth(folder: Path, name: str) -> tuple[float, float, float]:
+    """Cycles of a kernel for a block: outside of its loops, of a turn of its loop, and of a turn of each loop within.
+
+    The scalar unit waits for the results of reductions over lanes, of which no two are counted side by side.
+    """
+    cycles = [0.0, 0.0, 0.0]
+    for depth, bundle in _bundles(folder, name):
+        reductions = len(re.findall(r"v\w+\.xlane\.", bundle)) - bundle.count("vpop.xlane.")
+        cycles[max(len(depth) - 1, 0)] += 1 + LANES_LATENCY * reductions
+    outside, of_loop, within = cycles
+    return outside, of_loop, within
+
+
+def _bundles(folder: Path, name: str) -> list[tuple[str, str]]:
+    """The bundles of instructions of a kernel's final schedule, each after one ">" for each loop around it."""
+    is_of_kernel = re.compile(rf".*-{name}(\.\d+)?-.*final_bundles\.txt").fullmatch
+    found = [path for path in folder.iterdir() if is_of_kernel(path.name) and "analysis" not in path.name]
+    if not found:  # if several, the same kernel was compiled for several numbers of blocks
+        raise RuntimeError(f"the compiler wrote no schedule of {name}")
+    return re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", found[0].read_text(), re.MULTILINE)
 
 
 def _waited(bundles: list[str]) -> float:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
@@ -123,7 +124,11 @@ def pair_points(
 
 
 def shared_points(randomness: Randomness, config: ConfigDict, num_images: int, first_image: Index) -> SharedPoints:
-    """The points of all images with `config.shared_points`. Arguments and errors as of `pair_points`."""
+    """The points of all images with `config.shared_points`. Arguments and errors as of `pair_points`.
+
+    They are a lattice at a random place. What all pairs share would add up the chance of independent points, which
+    pairs of their own average out.
+    """
     if isinstance(randomness, SamplingPoints):
         raise ValueError("config.loss.shared_points = True takes SharedPoints, not SamplingPoints")
     if isinstance(randomness, SharedPoints):
@@ -134,7 +139,8 @@ def shared_points(randomness: Randomness, config: ConfigDict, num_images: int, f
     matching, total = config.num_points, config.num_points + counts.oversampled + counts.uniform
 
     def of_image(image):
-        return jnp.split(_draw(jax.random.fold_in(randomness, image), total), (matching, total - counts.uniform))
+        lattice = _shifted_lattice(jax.random.fold_in(randomness, image), total)
+        return jnp.split(lattice, (matching, total - counts.uniform))
 
     return SharedPoints(*jax.vmap(of_image)(first_image + jnp.arange(num_images)))
 
@@ -163,12 +169,29 @@ def draw_loss_points(
     return points[: counts.oversampled], points[counts.oversampled :]
 
 
+def _shifted_lattice(key: jax.Array, count: int) -> jax.Array:
+    """Points (count, 2) of which each is uniform, and any run of them covers the map evenly.
+
+    Multiples of two irrational numbers plus a random shift, modulo 1. With g^3 = g + 1, the numbers 1/g and 1/g^2 leave
+    the smallest gaps (Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
+    """
+    steps = np.round(np.array([0.7548776662466927, 0.5698402909980532]) * 2**32).astype(np.uint32)
+    words = (
+        jax.random.bits(key, (2,), jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)[:, None] * steps
+    )  # modulo 2**32
+    return _centers(words >> 16)
+
+
 def _draw(key: jax.Array, count: int) -> jax.Array:
-    """Uniform points (count, 2): centers of a grid of 2**16 x 2**16 cells, both coordinates from one random word.
+    """Independent uniform points (count, 2), both coordinates from one random word.
 
     Without the barrier XLA would draw the words again wherever the points are used. The stack comes last and is taken
     apart where the points are used, so XLA leaves it out: on a TPU, an axis of two wastes most of each register.
     """
     words = jax.lax.optimization_barrier(jax.random.bits(key, (count,), jnp.uint32))
-    x, y = ((half.astype(jnp.float32) + 0.5) * 2**-16 for half in (words >> 16, words & 0xFFFF))
-    return jnp.stack([x, y], axis=-1)
+    return jnp.stack([_centers(words >> 16), _centers(words & 0xFFFF)], axis=-1)
+
+
+def _centers(half_words: jax.Array) -> jax.Array:
+    """Coordinates in [0, 1]: centers of 2**16 cells."""
+    return (half_words.astype(jnp.float32) + 0.5) * 2**-16

@@ -1,4 +1,4 @@
-"""The assignment against SciPy's: by loops, and by the kernel for GPUs, emulated."""
+"""The assignment against SciPy's: by loops, and by the kernels for GPUs and TPUs, emulated."""
 
 import functools
 
@@ -13,12 +13,15 @@ from fasseg_jax.ops.assignment import NON_FINITE_COST, assign
 from tests.helpers.lowering import AMPERE, TURING, have_devices, lowered_text, remove_triton
 
 
-@pytest.fixture(params=["loops", "kernel"])
+@pytest.fixture(params=["loops", "kernel for GPUs", "kernel for TPUs"])
 def assign_all(request, monkeypatch):
     """Assigns problems of costs (N, Q, T) and numbers of targets (N,)."""
-    if request.param == "kernel":
-        emulated = functools.partial(assignment.assign_in_a_kernel, interpret=True)
-        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, cuda, default: emulated(*arguments))
+    if request.param == "kernel for GPUs":
+        monkeypatch.setattr(
+            assignment, "assign_by_loops", functools.partial(assignment.assign_in_a_kernel, interpret=True)
+        )
+    elif request.param == "kernel for TPUs":  # emulates itself where there is no TPU
+        monkeypatch.setattr(assignment, "assign_by_loops", assignment.assign_on_tpu)
     return jax.jit(jax.vmap(lambda *problem: assign(*problem)))  # a new function, so that JAX traces it again
 
 
@@ -106,11 +109,11 @@ def test_more_targets_than_queries_are_refused():
         assign(jnp.zeros((4, 5)), jnp.int32(2))
 
 
-@pytest.mark.parametrize(("platform", "kernels"), [("cuda", 1), ("rocm", 0), ("tpu", 0), ("cpu", 0)])
-def test_nvidia_gpus_get_one_kernel_for_all_problems(platform, kernels):
+@pytest.mark.parametrize(("platform", "kernels"), [("cuda", 1), ("rocm", 0), ("tpu", 1), ("cpu", 0)])
+def test_nvidia_gpus_and_tpus_get_one_kernel_for_all_problems(platform, kernels):
     shapes = jax.ShapeDtypeStruct((14, 100, 40), jnp.float32), jax.ShapeDtypeStruct((14,), jnp.int32)
     text = lowered_text(jax.vmap(lambda *problem: assign(*problem)), *shapes, platform=platform)
-    assert text.count("__gpu$xla.gpu.triton") == kernels
+    assert text.count("__gpu$xla.gpu.triton") + text.count("tpu_custom_call") == kernels
     assert ("stablehlo.while" in text) == (not kernels)
 
 
