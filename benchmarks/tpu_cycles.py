@@ -130,7 +130,7 @@ def program_cycles(program: str, targets: int = 16, path_length: int = 2) -> Cyc
                 total.add(count(fused[1]), 1)
             elif 'custom_call_target="tpu_custom_call"' in line and sampling:
                 total.kernels[GRADIENTS if GRADIENTS in line else SAMPLING] += 1
-            elif kernel := re.search(KERNELS_OF_LOSS, line):
+            elif 'custom_call_target="tpu_custom_call"' in line and (kernel := re.search(KERNELS_OF_LOSS, line)):
                 total.blocks[kernel[0]] += math.prod(shapes[result[1]]) // int(kernel[1])
         return total
 
