@@ -47,7 +47,7 @@ __all__ = ["CYCLES_PER_MS", "GRADIENTS", "SAMPLING", "Cycles", "Kernels", "loss_
 # A v5e has one core, a v5p two that work as one device; each core has four matrix units of 128 x 128.
 CYCLES_PER_MS = {"v5e": 1.5e6, "v5p": 1.75e6}
 MATRIX_UNIT_LATENCY = 125  # cycles from a matmul to its result, in the compiler's critical paths
-LANES_LATENCY = 150  # assumed cycles from a reduction over lanes to its result as a scalar, rather too many
+LANES_LATENCY = 150  # cycles from a reduction over lanes to its result as a scalar: a guess, which nothing confirms
 SAMPLING = "deformable_sample"  # in the names of all its operations
 GRADIENTS = "deformable_sample_gradients"  # the kernel of its derivative
 KERNELS_OF_LOSS = r"(?:sum_of_tents_\d+x\d+|value_of_rank_\d+|assign)_at_(\d+)"  # and the results of a block

@@ -176,9 +176,8 @@ def _shifted_lattice(key: jax.Array, count: int) -> jax.Array:
     the smallest gaps (Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
     """
     steps = np.round(np.array([0.7548776662466927, 0.5698402909980532]) * 2**32).astype(np.uint32)
-    words = (
-        jax.random.bits(key, (2,), jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)[:, None] * steps
-    )  # modulo 2**32
+    multiples = jnp.arange(count, dtype=jnp.uint32)[:, None] * steps  # modulo 2**32, as the sum
+    words = jax.random.bits(key, (2,), jnp.uint32) + multiples
     return _centers(words >> 16)
 
 
