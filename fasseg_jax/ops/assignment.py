@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fasseg_jax.ops import triton
-from fasseg_jax.ops.augmenting_paths import assign_rows
+from fasseg_jax.ops.augmenting_paths import assign_in_registers, assign_rows
 
 __all__ = ["NON_FINITE_COST", "assign"]
 
@@ -61,7 +61,7 @@ def assign_by_loops(cost: Float[Array, "T Q"], num_targets: Int[Array, ""]) -> I
 
 
 def assign_on_tpu(cost: Float[Array, "T Q"], num_targets: Int[Array, ""]) -> Int[Array, "T"]:
-    """`assign_rows` as a Pallas kernel for TPUs."""
+    """`assign_in_registers` as a Pallas kernel for TPUs."""
     from fasseg_jax.ops.assignment_tpu import assign_in_a_kernel  # Pallas takes a third of a second to import
 
     return assign_in_a_kernel(cost, num_targets)
@@ -70,7 +70,7 @@ def assign_on_tpu(cost: Float[Array, "T Q"], num_targets: Int[Array, ""]) -> Int
 def assign_in_a_kernel(
     cost: Float[Array, "T Q"], num_targets: Int[Array, ""], interpret: bool = False
 ) -> Int[Array, "T"]:
-    """`assign_rows` as a Pallas kernel, which Triton compiles for a GPU."""
+    """`assign_in_registers` as a Pallas kernel, which Triton compiles for a GPU."""
     # Pallas takes a third of a second to import.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as pltriton
@@ -79,14 +79,8 @@ def assign_in_a_kernel(
     t, q = map(pl.next_power_of_2, (max_targets, num_queries))  # Triton has no other lengths
     cost = jnp.pad(cost, ((0, 0), (0, q - num_queries)), constant_values=jnp.inf)  # never the nearest
 
-    def element(x, index):  # registers cannot be indexed
-        return jnp.where(jnp.arange(x.size) == index, x, 0).sum(dtype=x.dtype)
-
     def kernel(cost, num_targets, out):
-        def row(target):
-            return cost[target, :]
-
-        out[...] = assign_rows(row, element, (t, q), num_targets[0])
+        out[...] = assign_in_registers(cost, (t, q), num_targets[0])
 
     out = jax.ShapeDtypeStruct((t,), jnp.int32)
     one_warp = pltriton.CompilerParams(num_warps=1)

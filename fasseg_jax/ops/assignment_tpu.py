@@ -4,15 +4,14 @@ XLA's loops of small operations wait far longer between operations than they com
 one program, problem after problem.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from fasseg_jax.ops.augmenting_paths import assign_rows
+from fasseg_jax.ops.augmenting_paths import assign_in_registers
+from fasseg_jax.ops.pallas_tpu import compiled_or_emulated
 
 __all__ = ["assign_in_a_kernel"]
 
@@ -20,7 +19,7 @@ LANES = 128  # of a register
 
 
 def assign_in_a_kernel(cost: Float[Array, "T Q"], num_targets: Int[Array, ""]) -> Int[Array, "T"]:
-    """`assign_rows` as a Pallas kernel for TPUs."""
+    """`assign_in_registers` as a Pallas kernel for TPUs."""
     max_targets, num_queries = cost.shape
     cost = jnp.pad(cost, ((0, -max_targets % LANES), (0, -num_queries % LANES)), constant_values=jnp.inf)
 
@@ -34,17 +33,9 @@ def assign_in_a_kernel(cost: Float[Array, "T Q"], num_targets: Int[Array, ""]) -
             name=f"assign_at_{len(cost)}",  # benchmarks look for this name
         )(cost, num_targets)
 
-    # Pallas emulates the kernel where there is no TPU.
-    compiled, emulated = (functools.partial(run, interpret=interpret) for interpret in (False, True))
-    arguments = cost, num_targets[None, None]  # two axes, which stay when `jax.vmap` adds others
-    return jax.lax.platform_dependent(*arguments, tpu=compiled, default=emulated)[0, :max_targets]
+    num_targets = num_targets[None, None]  # two axes, which stay when `jax.vmap` adds others
+    return compiled_or_emulated(run, cost, num_targets)[0, :max_targets]
 
 
 def _kernel(cost, num_targets, out):
-    def row(target):
-        return cost[target, :]
-
-    def element(x, index):  # registers cannot be indexed
-        return jnp.where(jnp.arange(x.size) == index, x, 0).sum(dtype=x.dtype)
-
-    out[0, :] = assign_rows(row, element, cost.shape, num_targets[0, 0])
+    out[0, :] = assign_in_registers(cost, cost.shape, num_targets[0, 0])

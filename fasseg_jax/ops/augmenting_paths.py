@@ -7,13 +7,14 @@ free query.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-__all__ = ["assign_rows"]
+__all__ = ["assign_in_registers", "assign_rows"]
 
 
 @flax.struct.dataclass
@@ -65,6 +66,18 @@ def assign_rows(
     with jax.named_scope("over_targets_by_1"):  # benchmarks look for this name
         _, assignment = jax.lax.while_loop(lambda state: state[0] < num_targets, add_target, (jnp.int32(0), start))
     return assignment.query_of
+
+
+def assign_in_registers(cost: Any, shape: tuple[int, ...], num_targets: Int[Array, ""]) -> Int[Array, "T"]:
+    """`assign_rows` within a Pallas kernel, of its costs `cost` (at least `num_targets`, Q)."""
+
+    def row(target):
+        return cost[target, :]
+
+    def element(x, index):  # registers cannot be indexed
+        return jnp.where(jnp.arange(x.size) == index, x, 0).sum(dtype=x.dtype)
+
+    return assign_rows(row, element, shape, num_targets)
 
 
 def shortest_path(

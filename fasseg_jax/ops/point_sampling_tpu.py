@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
+from fasseg_jax.ops.pallas_tpu import compiled_or_emulated
+
 __all__ = ["sum_of_tents"]
 
 TILE = 16  # rows of a register of bfloat16; heights and widths are padded to multiples of it
@@ -56,9 +58,7 @@ def sum_of_tents(
             name=f"sum_of_tents_{width}x{depth}_at_{block}",  # benchmarks look for this name
         )(*arrays)
 
-    # Pallas emulates the kernel where there is no TPU.
-    compiled, emulated = (functools.partial(run, interpret=interpret) for interpret in (False, True))
-    return jax.lax.platform_dependent(maps, rows, columns, tpu=compiled, default=emulated)[:n, :count]
+    return compiled_or_emulated(run, maps, rows, columns)[:n, :count]
 
 
 def _kernel(exact, maps, rows, columns, out):

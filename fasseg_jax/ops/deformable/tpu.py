@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int32
 from fasseg_jax.ops.deformable import tpu_kernels
 from fasseg_jax.ops.deformable.geometry import Shapes, split_levels
 from fasseg_jax.ops.deformable.tpu_kernels import TILE, Level
+from fasseg_jax.ops.pallas_tpu import compiled_or_emulated
 
 __all__ = ["chunk_bounds", "sample", "sample_gradients"]
 
@@ -191,9 +192,7 @@ def _call(body, arguments, **call):
             **call,
         )(*arguments)
 
-    # Pallas emulates the kernel where there is no TPU.
-    compiled, emulated = (functools.partial(run, interpret=interpret) for interpret in (False, True))
-    return jax.lax.platform_dependent(*arguments, tpu=compiled, default=emulated)
+    return compiled_or_emulated(run, *arguments)
 
 
 def _map_spec(x: jax.Array) -> pl.BlockSpec:
