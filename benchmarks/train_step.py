@@ -7,7 +7,9 @@
 A step is forward pass, matching, loss, backward pass, clipping and AdamW, in float32. The weights are random; the
 program downloads nothing. Each subject runs in its own process, whose peak memory is measured (Linux only): once over
 the steps, and once over the whole process, compilation included. The processes take turns, step by step, and only one
-of them computes at a time. Programs are compiled without a cache. Prints a table, and writes JSON with --output.
+of them computes at a time. Programs are compiled without a cache, unless --cache names a folder for it: the second call
+with the same folder loads them, as every start of `train.py` but the first one does. Prints a table, and writes JSON
+with --output.
 """
 
 import json
@@ -38,10 +40,11 @@ RECIPES = flags.DEFINE_multi_string("recipe", [], "Recipes to measure in place o
 FROZEN = flags.DEFINE_boolean("frozen", False, "Measure each recipe also with a frozen backbone.")
 REPEATS = flags.DEFINE_integer("repeats", 7, "Timed steps of each subject, after one that is not timed.")
 ONLY = flags.DEFINE_multi_enum("only", list(SUBJECTS), list(SUBJECTS), "Subjects; may be repeated.")
+CACHE = flags.DEFINE_string("cache", None, "Folder of compiled programs.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
-def our_step(recipe: str, images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
+def our_step(recipe: str, cache: str | None, images, labels, classes) -> tuple[Callable[[], float], dict[str, float]]:
     """A function that runs one step and returns its loss, and the seconds that lowering and compiling took.
 
     A frozen backbone has random weights here: that changes neither time nor memory.
@@ -56,7 +59,9 @@ def our_step(recipe: str, images, labels, classes) -> tuple[Callable[[], float],
     from fasseg_jax.training.optimizer import make_optimizer
     from fasseg_jax.training.train_step import TrainState, make_train_step
 
-    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_enable_compilation_cache", cache is not None)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     config = load_config(recipe.removesuffix(WITH_FROZEN_BACKBONE))
     if recipe.endswith(WITH_FROZEN_BACKBONE):
         config.optimizer.backbone_multiplier = 0.0
@@ -135,9 +140,9 @@ def their_step(images, labels, classes) -> tuple[Callable[[], float], dict[str, 
     return step, {}
 
 
-def serve(connection, recipe: str | None, batch: tuple[np.ndarray, ...]) -> None:
+def serve(connection, recipe: str | None, cache: str | None, batch: tuple[np.ndarray, ...]) -> None:
     """The process of one subject: for every "step" that it receives, it runs one and sends its seconds and loss."""
-    step, facts = their_step(*batch) if recipe is None else our_step(recipe, *batch)
+    step, facts = their_step(*batch) if recipe is None else our_step(recipe, cache, *batch)
     before = peak_mb()
     restart_peak()
     connection.send(facts)
@@ -159,7 +164,7 @@ def main(_):
     results, connections = {}, {}
     for name, recipe in subjects.items():
         connections[name], other = context.Pipe()
-        context.Process(target=serve, args=(other, recipe, batch), daemon=True).start()
+        context.Process(target=serve, args=(other, recipe, CACHE.value, batch), daemon=True).start()
         other.close()  # so that the end of the process is seen here
         results[name] = {**connections[name].recv(), "seconds": [], "losses": []}
     for _ in range(REPEATS.value + 1):

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "evaluation": {"inference", "weights", "visualization", "data", "config", "runtime"},
     "summary": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},
     "training": {
-        *("summary", "evaluation", "inference", "losses", "weights", "models", "visualization"),
+        *("summary", "evaluation", "inference", "losses", "weights", "models", "ops", "visualization"),
         *("data", "config", "runtime"),
     },
     "export": {"inference", "weights", "models", "ops", "visualization", "data", "config", "runtime"},

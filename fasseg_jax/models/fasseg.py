@@ -18,6 +18,7 @@ from fasseg_jax.models.backbones import BACKBONES, Backbone
 from fasseg_jax.models.pixel_decoder import PixelDecoder
 from fasseg_jax.models.predictions import FactoredPredictions, Predictions
 from fasseg_jax.models.transformer_decoder import Decoder
+from fasseg_jax.ops.threefry import random_key
 
 __all__ = ["FASeg", "Predictions", "build_model", "initial_values", "initial_variables"]
 
@@ -97,14 +98,14 @@ def build_model(config: ConfigDict) -> FASeg:
 def initial_variables(model: FASeg, seed: int) -> dict[str, Any]:
     """Random variables, the same on every machine."""
     size = model.size_divisor * 2
-    return dict(model.init(jax.random.key(seed), jnp.zeros((1, size, size, 3))))
+    return dict(model.init(random_key(seed), jnp.zeros((1, size, size, 3))))
 
 
 def initial_values(model: FASeg, seed: int, names: Collection[str]) -> dict[str, np.ndarray]:
     """Those of `initial_variables` that are named, such as params/decoder/query_feat, on the host.
 
-    XLA leaves out what is not asked for. The initialization of a whole network compiles for more than half as long as
-    its training step.
+    XLA leaves out what is not asked for. The host's processor computes them: XLA compiles this program sooner for it
+    than for other devices.
     """
 
     @jax.jit
@@ -112,4 +113,13 @@ def initial_values(model: FASeg, seed: int, names: Collection[str]) -> dict[str,
         variables = flatten_dict(initial_variables(model, seed), sep="/")
         return {name: variables[name] for name in names}
 
-    return jax.device_get(initialize()) if names else {}
+    with jax.default_device(_host_processor()):
+        return jax.device_get(initialize()) if names else {}
+
+
+def _host_processor() -> jax.Device | None:
+    """The host as a device of JAX; None if the environment variable JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None

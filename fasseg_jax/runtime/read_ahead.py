@@ -1,4 +1,4 @@
-"""Work done by threads ahead of its use, with the results in order."""
+"""Work done by threads ahead of its use."""
 
 import collections
 import os
@@ -6,10 +6,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["map_ahead"]
+__all__ = ["begin", "map_ahead"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def begin(function: Callable[[], Result]) -> Future[Result]:
+    """Call a function in a thread of its own. If it raises, the error reaches the caller where the result would."""
+    thread = ThreadPoolExecutor(1)
+    result = thread.submit(function)
+    thread.shutdown(wait=False)  # of the executor; the function goes on
+    return result
 
 
 def map_ahead(

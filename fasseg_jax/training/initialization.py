@@ -1,6 +1,6 @@
 """What a training starts from: random weights, an ImageNet backbone, or a whole model, perhaps of other classes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,8 +19,10 @@ CLASS_HEAD = "params/decoder/class_embed/"
 
 def start_variables(
     model: FASeg, shapes: Mapping[str, Any], config: ConfigDict, classes: ClassTable
-) -> tuple[dict[str, Any], str]:
+) -> tuple[Callable[[], dict[str, Any]], str]:
     """The variables of the checkpoint `config.train.init`, and random ones where it has none.
+
+    The checkpoint is read at once. Random variables are compiled and drawn when the caller likes.
 
     Args:
       model: of `build_model(config.model)`.
@@ -29,7 +31,7 @@ def start_variables(
       classes: of the data. The checkpoint's class head is used only if its classes are the same.
 
     Returns:
-      The variables, numpy arrays, and where they come from, in words.
+      What gives the variables, numpy arrays, and where they come from, in words.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
@@ -38,7 +40,7 @@ def start_variables(
     ours = flatten_dict(shapes, sep="/")
     path = config.train.init
     if not path:
-        return unflatten_dict(initial_values(model, config.train.seed, ours), sep="/"), "random weights"
+        return lambda: unflatten_dict(initial_values(model, config.train.seed, ours), sep="/"), "random weights"
     checkpoint = load_checkpoint(path)
     theirs = flatten_dict(checkpoint.variables, sep="/")
     if checkpoint.contents == "backbone":
@@ -60,8 +62,12 @@ def start_variables(
             f"config.train.init = {path}: does not fit config.model; is it of the same configuration? "
             f"{len(problems)} differences: " + "; ".join(problems)
         )
-    random = initial_values(model, config.train.seed, ours.keys() - used.keys())
-    return unflatten_dict({**random, **used}, sep="/"), origin
+
+    def variables() -> dict[str, Any]:
+        random = initial_values(model, config.train.seed, ours.keys() - used.keys())
+        return unflatten_dict({**random, **used}, sep="/")
+
+    return variables, origin
 
 
 def _differences(found: Mapping[str, np.ndarray], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:

@@ -23,6 +23,7 @@ from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard
 from fasseg_jax.runtime.files import Path, WriteError, local_folder, make_path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import Interruption
+from fasseg_jax.runtime.read_ahead import begin
 from fasseg_jax.runtime.record_file import read_records
 from fasseg_jax.runtime.supervision import INTERRUPTED
 from fasseg_jax.runtime.watchdog import Watchdog
@@ -112,6 +113,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     # Sharding
     state_shapes = jax.eval_shape(create_state, variable_shapes)
     shardings = state_shardings(state_shapes, mesh, config.train.shard_parameters)
+    state_to_be = shape_dtype_structs(state_shapes, shardings)
 
     # Start or resume
     watchdog = Watchdog(config.train.watchdog_minutes, "step, evaluated image or checkpoint", INTERRUPTED)
@@ -129,11 +131,12 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
     for line in [*label_notes, *(f"Changed since step {first_step}: {change}" for change in changes)]:
         log.say(line)
     if first_step:
-        state = checkpoints.restore(first_step, shape_dtype_structs(state_shapes, shardings))
+        state = checkpoints.restore(first_step, state_to_be)
         log.say(f"Resuming after step {first_step} of {config.train.steps}.")
     else:
         variables, origin = start_variables(model, variable_shapes, config, training.classes)
-        state = jax.jit(create_state, out_shardings=shardings)(variables)
+        # In a thread of its own, while the step is compiled
+        first_state = begin(lambda: jax.jit(create_state, out_shardings=shardings)(variables()))
         log.say(f"Starting from {origin}.")
     watchdog.progress()
 
@@ -156,7 +159,11 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
             images, targets = shard_batch((batch.images, Targets(batch.labels, batch.classes)), mesh)
             if compiled is None:
                 watchdog.progress()
-                compiled = compile_step(train_step, state, images, targets, log)
+                compiled = compile_step(train_step, state_to_be, images, targets, log)
+                if not first_step:
+                    state = first_state.result()
+                    del variables  # the host's copy
+                release_compiler_memory(traces=True)
                 clock.spend("compute")
             state, metrics = compiled(state, images, targets)
             if previous:
@@ -261,12 +268,11 @@ def due_after(step: int, settings: ConfigDict, stop: bool) -> Due:
 def compile_step(
     train_step: jax.stages.Wrapped, state: TrainState, images: jax.Array, targets: Targets, log: MetricLog
 ) -> jax.stages.Compiled:
-    """Compile the step ahead of time, say so, and free the memory that tracing and compiling took."""
+    """Compile the step ahead of time, and say so."""
     log.say("Compiling the training step: half a minute to several minutes the first time, later seconds.")
     begin = time.perf_counter()
     with paused_garbage_collection():
         compiled = train_step.lower(state, images, targets).compile()
-    release_compiler_memory(traces=True)
     log.say(f"Compiled in {time.perf_counter() - begin:.0f} s.")
     return compiled
 

@@ -172,8 +172,8 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
     def update(gradients, state, params=None):
         del params
-        norm = gradient_norm(gradients)
-        return jax.tree.map(lambda g: jnp.where(norm < limit, g, g / norm * limit), gradients), state
+        factor = jnp.minimum(limit / gradient_norm(gradients), 1)
+        return jax.tree.map(lambda g: g * factor, gradients), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 

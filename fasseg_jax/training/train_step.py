@@ -16,6 +16,7 @@ from fasseg_jax.data.preprocessing import normalize
 from fasseg_jax.losses.criterion import LossTerms, sharded_segmentation_loss
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import FASeg
+from fasseg_jax.ops.threefry import random_key
 from fasseg_jax.runtime.distributed import (
     SLICE,
     batch_axes,
@@ -111,7 +112,7 @@ def make_train_step(
         compute_gradients = _accumulated(compute_gradients, config.train.accumulation)
 
     def step(state: TrainState, images: UInt8[Array, "B H W 3"], targets: Targets) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        key = jax.random.fold_in(random_key(config.train.seed), state.step)
         trained, frozen = split(state.params, config)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # deformable attention divides its work by it
             gradients, (terms, batch_stats) = compute_gradients(

@@ -31,7 +31,8 @@ def random(trained):
 def start(config, classes=CLASSES):
     """`start_variables` of the model of a configuration."""
     model = build_model(config.model)
-    return start_variables(model, jax.eval_shape(lambda: initial_variables(model, 0)), config, classes)
+    variables, origin = start_variables(model, jax.eval_shape(lambda: initial_variables(model, 0)), config, classes)
+    return variables(), origin
 
 
 def same(one, other):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.image_conv import ImageConv
-from fasseg_jax.models.layers.linear import GeluDense
+from fasseg_jax.models.layers.linear import Dense, GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.activations import gelu
 
@@ -111,13 +111,13 @@ class ConvNeXtBlock(nn.Module):
         c = x.shape[-1]
         y = DepthwiseConv(self.dtype, name="depthwise")(x)
         y = LayerNorm(self.dtype, EPSILON, name="norm")(y)
-        y = nn.Dense(4 * c, dtype=self.dtype, kernel_init=truncated_normal, name="fc1")(y)
+        y = Dense(4 * c, dtype=self.dtype, kernel_init=truncated_normal, name="fc1")(y)
         if self.version == 1:
             y = GeluDense(c, self.dtype, truncated_normal, name="fc2")(y)
             y = y * self.param("gamma", nn.initializers.constant(1e-6), (c,)).astype(self.dtype)
         else:
             y = ResponseNorm(self.dtype, name="response_norm")(gelu(y))
-            y = nn.Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="fc2")(y)
+            y = Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="fc2")(y)
         # Drop path: the whole residual branch is dropped for an image.
         return x + nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
 

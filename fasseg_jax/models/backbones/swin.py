@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.image_conv import ImageConv
-from fasseg_jax.models.layers.linear import GeluDense
+from fasseg_jax.models.layers.linear import Dense, GeluDense, flat_matmul
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.attention import attend
 
@@ -77,7 +77,7 @@ class SplitDense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.parts * c,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         kernels, biases = jnp.split(kernel, self.parts, axis=1), jnp.split(bias, self.parts)
-        return [x @ kernel + bias for kernel, bias in zip(kernels, biases, strict=True)]
+        return [flat_matmul(x, kernel) + bias for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 class WindowAttention(nn.Module):
@@ -105,7 +105,7 @@ class WindowAttention(nn.Module):
             logits = logits + shift_bias[:, None]  # (windows, 1, w*w, w*w)
         x, _ = attend(logits, v.swapaxes(2, 3))  # (b, windows, w*w, heads, D) -> (b, windows, heads, w*w, D)
         x = x.swapaxes(2, 3).reshape(b, windows, tokens, c)  # heads and D back into C
-        return nn.Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="proj")(x)
+        return Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="proj")(x)
 
 
 class SwinBlock(nn.Module):
@@ -142,7 +142,7 @@ class SwinBlock(nn.Module):
 
     def _mlp(self, y):
         c = y.shape[-1]
-        y = nn.Dense(self.mlp_ratio * c, dtype=self.dtype, kernel_init=truncated_normal, name="fc1")(y)
+        y = Dense(self.mlp_ratio * c, dtype=self.dtype, kernel_init=truncated_normal, name="fc1")(y)
         return GeluDense(c, self.dtype, truncated_normal, name="fc2")(y)
 
 
@@ -157,7 +157,7 @@ class PatchMerging(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
         blocks = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
         x = LayerNorm(self.dtype, name="norm")(jnp.concatenate(blocks, axis=-1))
-        return nn.Dense(2 * c, use_bias=False, dtype=self.dtype, kernel_init=truncated_normal, name="reduction")(x)
+        return Dense(2 * c, use_bias=False, dtype=self.dtype, kernel_init=truncated_normal, name="reduction")(x)
 
 
 class Swin(Backbone):

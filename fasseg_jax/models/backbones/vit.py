@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.image_conv import ImageConv
-from fasseg_jax.models.layers.linear import GeluDense
+from fasseg_jax.models.layers.linear import Dense, GeluDense, flat_matmul
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.activations import gelu
 from fasseg_jax.ops.attention import attend
@@ -90,13 +90,13 @@ class SelfAttention(nn.Module):
         logits = jnp.einsum("bqmd,bnmd->bmqn", queries, keys, preferred_element_type=jnp.float32)
         out, _ = attend(logits, values.swapaxes(1, 2))  # (B, N, M, D) -> (B, M, N, D)
         out = out.swapaxes(1, 2).reshape(b, n, c)  # (B, M, N, D) -> (B, N, M, D) -> (B, N, C)
-        return nn.Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="proj")(out)
+        return Dense(c, dtype=self.dtype, kernel_init=truncated_normal, name="proj")(out)
 
     def _project(self, x, key_bias):
         """Queries, keys and values: one matmul each, because the gradient of a packed one keeps its whole output."""
         c = x.shape[-1]
         kernels = jnp.split(self.param("qkv_kernel", truncated_normal, (c, 3 * c)).astype(self.dtype), 3, axis=1)
-        outputs = [x @ kernel for kernel in kernels]
+        outputs = [flat_matmul(x, kernel) for kernel in kernels]
         if self.bias:
             biased = (0, 1, 2) if key_bias else (0, 2)
             bias = self.param("qkv_bias", nn.initializers.zeros, (len(biased) * c,)).astype(self.dtype)
@@ -144,7 +144,7 @@ class ViTBlock(nn.Module):
 
     def _mlp(self, y):
         def dense(width, name):
-            return nn.Dense(width, dtype=self.dtype, kernel_init=truncated_normal, name=name)
+            return Dense(width, dtype=self.dtype, kernel_init=truncated_normal, name=name)
 
         c = y.shape[-1]
         if not self.gated:

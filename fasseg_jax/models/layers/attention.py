@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fasseg_jax.models.layers.linear import Dense, flat_matmul
 from fasseg_jax.ops.attention import attend
 
 __all__ = ["MultiheadAttention"]
@@ -36,7 +37,7 @@ class MultiheadAttention(nn.Module):
         def project(x, i):
             part = slice(i * c, (i + 1) * c)
             x, k, b = nn.dtypes.promote_dtype(x, kernel[:, part], bias[part], dtype=self.dtype)
-            return (x @ k + b).reshape(*x.shape[:2], heads, c // heads)  # (B, N, C) -> (B, N, M, D)
+            return (flat_matmul(x, k) + b).reshape(*x.shape[:2], heads, c // heads)  # (B, N, C) -> (B, N, M, D)
 
         q, k, v = project(queries, 0), project(keys, 1), project(values, 2)
         q = q * (c // heads) ** -0.5
@@ -45,5 +46,5 @@ class MultiheadAttention(nn.Module):
             logits = jnp.where(allowed[:, None], logits, -jnp.inf)
         out, probabilities = attend(logits, v.swapaxes(1, 2))  # (B, N, M, D) -> (B, M, N, D)
         out = out.swapaxes(1, 2).reshape(queries.shape)  # (B, M, Q, D) -> (B, Q, M, D) -> (B, Q, C)
-        out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out_proj")(out)
+        out = Dense(c, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out_proj")(out)
         return out, probabilities

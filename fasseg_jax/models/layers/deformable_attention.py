@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fasseg_jax.models.layers.initializers import Initializer
+from fasseg_jax.models.layers.linear import Dense
 from fasseg_jax.ops.deformable.geometry import Shapes
 from fasseg_jax.ops.deformable.sampling import deformable_sample
 
@@ -71,12 +72,12 @@ class DeformableAttention(nn.Module):
         return self._linear(c, "output_proj")(sampled)
 
     def _linear(self, features, name):
-        return nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+        return Dense(features, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
 
     # Offsets and weights are float32: in bfloat16 a sample at offset 8 lies only within a thirty-second of a pixel.
 
     def _offsets(self, queries, levels):
-        return nn.Dense(
+        return Dense(
             self.num_heads * levels * self.num_points * 2,
             dtype=jnp.float32,
             kernel_init=nn.initializers.zeros,
@@ -86,7 +87,7 @@ class DeformableAttention(nn.Module):
 
     def _weights(self, queries, levels):
         """The softmax over a head's levels * points samples."""
-        logits = nn.Dense(
+        logits = Dense(
             self.num_heads * levels * self.num_points,
             dtype=jnp.float32,
             kernel_init=nn.initializers.zeros,

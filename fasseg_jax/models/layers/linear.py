@@ -8,15 +8,32 @@ from jaxtyping import Array, Float
 from fasseg_jax.models.layers.initializers import Initializer, symmetric_uniform, torch_uniform
 from fasseg_jax.ops.activations import gelu_matmul
 
-__all__ = ["DepthwiseConv", "GeluDense", "PointwiseConv", "torch_linear"]
+__all__ = ["Dense", "DepthwiseConv", "GeluDense", "PointwiseConv", "flat_matmul", "torch_linear"]
+
+
+def flat_matmul(x: Float[Array, "*batch C"], kernel: Float[Array, "C out"]) -> Float[Array, "*batch out"]:
+    """The matmul x @ kernel, with all axes of x but the last as one.
+
+    With several of them, XLA for CPUs puts the axes of a gradient in another order to compute that of the kernel, and
+    its loop misses the cache at each number.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Dense(nn.Dense):
+    """A dense layer that computes like `flat_matmul`."""
+
+    def __call__(self, inputs: Float[Array, "*batch C"]) -> Float[Array, "*batch {self.features}"]:
+        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        return flat.reshape(*inputs.shape[:-1], self.features)
 
 
 def torch_linear(
     fan_in: int, features: int, dtype: DTypeLike, kernel_init: Initializer = torch_uniform, name: str | None = None
-) -> nn.Dense:
+) -> Dense:
     """A dense layer whose biases start as those of PyTorch's Linear, from U(+-1/sqrt(fan_in))."""
     bias_init = symmetric_uniform(fan_in**-0.5)
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
+    return Dense(features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
 
 
 class GeluDense(nn.Module):
@@ -31,7 +48,7 @@ class GeluDense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return gelu_matmul(x, kernel) + bias
+        return gelu_matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], self.features) + bias
 
 
 class PointwiseConv(nn.Module):
@@ -53,7 +70,7 @@ class PointwiseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = x[:, :: self.strides, :: self.strides]
-        y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
+        y = flat_matmul(x, kernel[0, 0])
         return y if bias is None else y + bias
 
 
