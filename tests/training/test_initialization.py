@@ -46,6 +46,26 @@ def test_random(trained, random):
     assert not same(random, trained[1])
 
 
+def test_without_the_host_as_a_device(random, monkeypatch):
+    """JAX_PLATFORMS=cuda leaves it out; the values are the same then."""
+
+    def only_cuda(backend):
+        raise RuntimeError(f"Unknown backend: '{backend}' requested")
+
+    monkeypatch.setattr(jax, "local_devices", only_cuda)
+    variables, _ = start(tiny_config())
+    assert same(variables, random)
+
+
+def test_as_by_jax(random):
+    """A seed gives what JAX's own random numbers give."""
+    config = tiny_config()
+    model = build_model(config.model)
+    size = model.size_divisor * 2
+    init = jax.jit(lambda: model.init(jax.random.key(config.train.seed), np.zeros((1, size, size, 3), np.float32)))
+    assert same(dict(jax.device_get(init())), random)
+
+
 def test_whole_model(trained, random, tmp_path):
     config, weights = trained
     save_checkpoint(tmp_path / "c", config, weights, CLASSES)
