@@ -134,9 +134,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
         state = checkpoints.restore(first_step, state_to_be)
         log.say(f"Resuming after step {first_step} of {config.train.steps}.")
     else:
-        variables, origin = start_variables(model, variable_shapes, config, training.classes)
-        # In a thread of its own, while the step is compiled
-        first_state = begin(lambda: jax.jit(create_state, out_shardings=shardings)(variables()))
+        draw_variables, origin = start_variables(model, variable_shapes, config, training.classes)
+        variables = begin(draw_variables)  # on this host, while the step is compiled
         log.say(f"Starting from {origin}.")
     watchdog.progress()
 
@@ -161,8 +160,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
                 watchdog.progress()
                 compiled = compile_step(train_step, state_to_be, images, targets, log)
                 if not first_step:
-                    state = first_state.result()
-                    del variables  # the host's copy
+                    state = jax.jit(create_state, out_shardings=shardings)(variables.result())
+                    del variables, draw_variables  # the host's copy
                 release_compiler_memory(traces=True)
                 clock.spend("compute")
             state, metrics = compiled(state, images, targets)
