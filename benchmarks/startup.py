@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags, logging
-from example_batch import random_like
+from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from fasseg_jax.config import load_config
 from fasseg_jax.data.classes import load_classes
 from fasseg_jax.data.sources.shapes import ShapesSource
-from fasseg_jax.models.fasseg import build_model, initial_variables
+from fasseg_jax.models.fasseg import build_model, initial_values, initial_variables
 from fasseg_jax.weights.checkpoint import save_checkpoint
 
 CONFIG = flags.DEFINE_string("config", "configs/ade20k.py:r50", "Recipe of the network.")
@@ -47,8 +47,9 @@ CLASSES = "shapes"  # of the generated photos; not those of the recipe, so weigh
 def commands(folder: Path) -> dict[str, list[str]]:
     """What is started: name -> program and arguments; writes the weights and the photo that they need."""
     config = load_config(CONFIG.value)
-    shapes = jax.eval_shape(lambda: initial_variables(build_model(config.model), 0))
-    weights = jax.tree.map(abs, random_like(shapes))  # variances of batch norm are positive
+    model = build_model(config.model)
+    names = flatten_dict(jax.eval_shape(lambda: initial_variables(model, 0)), sep="/")
+    weights = unflatten_dict(initial_values(model, 0, names), sep="/")
     save_checkpoint(folder / "weights", config, weights, load_classes(config.data.dataset))
     classes = load_classes(CLASSES)
     photo = ShapesSource("validation", 1, (SIDE.value, SIDE.value), classes, ignore_label=255)[0].image
