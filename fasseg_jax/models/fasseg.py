@@ -104,8 +104,8 @@ def initial_variables(model: FASeg, seed: int) -> dict[str, Any]:
 def initial_values(model: FASeg, seed: int, names: Collection[str]) -> dict[str, np.ndarray]:
     """Those of `initial_variables` that are named, such as params/decoder/query_feat, on the host.
 
-    XLA leaves out what is not asked for. The host's processor computes them: XLA compiles this program sooner for it
-    than for other devices.
+    XLA leaves out what is not asked for. The host's processor computes them, whatever the devices are, so that a seed
+    gives the same everywhere and nothing is compiled for the devices.
     """
 
     @jax.jit
