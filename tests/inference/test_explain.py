@@ -127,9 +127,24 @@ def test_hrca_pixels_are_those_that_the_model_sows():
     (selection,) = explanation.selections
     tokens = np.asarray(sown["hrca_pixels"][0][0])
     assert selection.boxes.shape == (128, 4)
-    for token, (left, top, *_) in zip(tokens, selection.boxes, strict=True):
-        y, x = token // 24 * 4, token % 24 * 4
-        assert (top, left) == pytest.approx((y * SIZE[0] / RESIZED[0], min(x, RESIZED[1]) * SIZE[1] / RESIZED[1]))
+    corners = [tuple(box) for box in selection.boxes[:, :2].round(3)]  # left and top
+    expected = [
+        (
+            round(min(token % 24 * 4, RESIZED[1]) * SIZE[1] / RESIZED[1], 3),
+            round(token // 24 * 4 * SIZE[0] / RESIZED[0], 3),
+        )
+        for token in tokens
+    ]
+    assert sorted(corners) == sorted(expected)
+    # The most attended come first. At the border tokens have equal scores, and rounding decides their order.
+    grid = np.asarray(sown["attention"][0][0]).sum(axis=0).reshape(GRID)
+    rows, columns = ((np.arange(8 * side) + 0.5) / 8 - 0.5 for side in GRID)
+    scores = np.stack([np.interp(columns, range(GRID[1]), row) for row in grid])
+    scores = np.stack([np.interp(rows, range(GRID[0]), column) for column in scores.T], axis=1).ravel()
+    score_of = dict(zip(expected, scores[tokens], strict=True))
+    in_order = np.array([score_of[corner] for corner in corners])
+    assert (np.diff(in_order) < 1e-6).all()
+    np.testing.assert_allclose(in_order, np.sort(scores)[::-1][:128], atol=1e-6)
     chosen = set(zip(*np.nonzero(explanation.focus[3].attention[0] > 0), strict=True))
     assert chosen <= {(token // 24, token % 24) for token in tokens}
 
