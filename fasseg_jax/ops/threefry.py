@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import define_prng_impl
+from jax.extend.random import define_prng_impl, threefry_prng_impl
 from jaxtyping import Array, Integer, Key, UInt32
 
 __all__ = ["random_key"]
@@ -42,12 +42,6 @@ def _hash(
     return high, low
 
 
-def _words(number: Integer[Array, ""]) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
-    """The upper and the lower 32 bits of an integer, which without 64-bit types of JAX has no upper ones."""
-    upper = jax.lax.shift_right_logical(number, 32) if number.dtype.itemsize == 8 else jnp.zeros_like(number)
-    return upper.astype(jnp.uint32), number.astype(jnp.uint32)
-
-
 def _fold_in(key: UInt32[Array, "2"], number: Integer[Array, ""] | int) -> UInt32[Array, "2"]:
     return jnp.stack(_hash(key, jnp.uint32(0), jnp.asarray(number, jnp.uint32)))
 
@@ -69,7 +63,7 @@ def _count(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
 
 UNROLLED = define_prng_impl(
     key_shape=(2,),
-    seed=lambda seed: jnp.stack(_words(seed)),
+    seed=threefry_prng_impl.seed,
     split=_split,
     random_bits=_random_bits,
     fold_in=_fold_in,

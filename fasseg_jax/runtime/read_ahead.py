@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["begin", "map_ahead"]
+__all__ = ["in_background", "map_ahead"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def begin(function: Callable[[], Result]) -> Future[Result]:
+def in_background(function: Callable[[], Result]) -> Future[Result]:
     """Call a function in a thread of its own. If it raises, the error reaches the caller where the result would."""
     thread = ThreadPoolExecutor(1)
     result = thread.submit(function)

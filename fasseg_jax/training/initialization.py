@@ -31,7 +31,7 @@ def start_variables(
       classes: of the data. The checkpoint's class head is used only if its classes are the same.
 
     Returns:
-      What gives the variables, numpy arrays, and where they come from, in words.
+      A function that gives the variables, numpy arrays, and where they come from, in words.
 
     Raises:
       FileNotFoundError: there is no such checkpoint.

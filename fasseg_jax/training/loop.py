@@ -23,7 +23,7 @@ from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard
 from fasseg_jax.runtime.files import Path, WriteError, local_folder, make_path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
 from fasseg_jax.runtime.preemption import Interruption
-from fasseg_jax.runtime.read_ahead import begin
+from fasseg_jax.runtime.read_ahead import in_background
 from fasseg_jax.runtime.record_file import read_records
 from fasseg_jax.runtime.supervision import INTERRUPTED
 from fasseg_jax.runtime.watchdog import Watchdog
@@ -135,7 +135,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False, changed_data
         log.say(f"Resuming after step {first_step} of {config.train.steps}.")
     else:
         draw_variables, origin = start_variables(model, variable_shapes, config, training.classes)
-        variables = begin(draw_variables)  # on this host, while the step is compiled
+        variables = in_background(draw_variables)  # on this host, while the step is compiled
         log.say(f"Starting from {origin}.")
     watchdog.progress()
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fasseg_jax.runtime.read_ahead import begin, map_ahead
+from fasseg_jax.runtime.read_ahead import in_background, map_ahead
 
 
 def test_keeps_the_order_and_its_distance():
@@ -58,12 +58,12 @@ def test_what_is_not_asked_for_is_not_computed():
     assert len(started) <= 3
 
 
-def test_begin_returns_at_once():
+def test_in_background_returns_at_once():
     """The function runs beside the caller; its result, or its error, comes when it is asked for."""
     event = threading.Event()
-    result = begin(lambda: event.wait(10))
+    result = in_background(lambda: event.wait(10))
     assert not result.done()
     event.set()
     assert result.result() is True
     with pytest.raises(ZeroDivisionError):
-        begin(lambda: 1 / 0).result()
+        in_background(lambda: 1 / 0).result()
