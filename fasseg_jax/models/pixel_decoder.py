@@ -16,6 +16,7 @@ from fasseg_jax.models.layers.linear import DepthwiseConv, PointwiseConv, torch_
 from fasseg_jax.models.layers.norms import LayerNorm, group_norm
 from fasseg_jax.models.layers.position_encoding import sine_positions
 from fasseg_jax.ops.activations import relu
+from fasseg_jax.ops.convolution import convolve
 from fasseg_jax.ops.deformable.geometry import Shapes, split_levels
 from fasseg_jax.ops.resize import resize_bilinear
 
@@ -121,6 +122,7 @@ class PixelDecoder(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=he_uniform_a1,
+            conv_general_dilated=convolve,
             name="output_conv",
         )(y)
         return relu(group_norm(self.dtype, "output_norm")(y))

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fasseg_jax.ops.matmul import matmul
+
 __all__ = ["gelu", "gelu_matmul", "relu"]
 
 
@@ -46,7 +48,7 @@ def _normal_distribution(x: Float[Array, "..."]) -> Float[Array, "..."]:
 @jax.custom_vjp
 def gelu_matmul(x: Float[Array, "*batch C"], kernel: Float[Array, "C out"]) -> Float[Array, "*batch out"]:
     """gelu(x) @ kernel; saves only its inputs for the backward pass."""
-    return gelu(x) @ kernel
+    return matmul(gelu(x), kernel)
 
 
 def _gelu_matmul_forward(x, kernel):
@@ -55,14 +57,14 @@ def _gelu_matmul_forward(x, kernel):
 
 def _gelu_matmul_backward(residuals, grad_out):
     x, kernel = residuals
-    y = x.astype(jnp.float32)
+    flat, grad_out = (a.reshape(-1, a.shape[-1]) for a in (x, grad_out))  # `matmul` says why
+    y = flat.astype(jnp.float32)
     # In another form than the forward pass: XLA would keep that one's result instead of computing it again.
     phi = 1 - _normal_distribution(-y)
     einsum = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
-    # In this order XLA for CPUs transposes grad_out, the smaller of the two, and not what it computes with erf.
-    grad_kernel = einsum("...o,...i->oi", grad_out, (y * phi).astype(x.dtype)).T
-    grad_x = einsum("...o,io->...i", grad_out, kernel) * (phi + y * jax.scipy.stats.norm.pdf(y))
-    return grad_x.astype(x.dtype), grad_kernel.astype(kernel.dtype)
+    grad_kernel = einsum("ni,no->io", (y * phi).astype(x.dtype), grad_out)
+    grad_x = einsum("no,io->ni", grad_out, kernel) * (phi + y * jax.scipy.stats.norm.pdf(y))
+    return grad_x.reshape(x.shape).astype(x.dtype), grad_kernel.astype(kernel.dtype)
 
 
 gelu_matmul.defvjp(_gelu_matmul_forward, _gelu_matmul_backward)

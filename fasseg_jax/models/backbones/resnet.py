@@ -16,6 +16,7 @@ from fasseg_jax.models.layers.initializers import he_normal_fan_out
 from fasseg_jax.models.layers.linear import PointwiseConv
 from fasseg_jax.models.layers.norms import batch_norm
 from fasseg_jax.ops.activations import relu
+from fasseg_jax.ops.convolution import convolve
 
 __all__ = ["ResNet"]
 
@@ -45,6 +46,7 @@ class Bottleneck(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=he_normal_fan_out,
+            conv_general_dilated=convolve,
             name="conv2",
         )(y)
         y = relu(norm("norm2", y))

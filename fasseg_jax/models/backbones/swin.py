@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.image_conv import ImageConv
-from fasseg_jax.models.layers.linear import Dense, GeluDense, flat_matmul
+from fasseg_jax.models.layers.linear import Dense, GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.attention import attend
+from fasseg_jax.ops.matmul import matmul
 
 __all__ = ["Swin"]
 
@@ -77,7 +78,7 @@ class SplitDense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.parts * c,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         kernels, biases = jnp.split(kernel, self.parts, axis=1), jnp.split(bias, self.parts)
-        return [flat_matmul(x, kernel) + bias for kernel, bias in zip(kernels, biases, strict=True)]
+        return [matmul(x, kernel) + bias for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 class WindowAttention(nn.Module):

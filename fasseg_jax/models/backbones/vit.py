@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 
 from fasseg_jax.models.backbones.backbone import Backbone
 from fasseg_jax.models.layers.image_conv import ImageConv
-from fasseg_jax.models.layers.linear import Dense, GeluDense, flat_matmul
+from fasseg_jax.models.layers.linear import Dense, GeluDense
 from fasseg_jax.models.layers.norms import LayerNorm
 from fasseg_jax.ops.activations import gelu
 from fasseg_jax.ops.attention import attend
 from fasseg_jax.ops.bilinear import interpolate, taps
+from fasseg_jax.ops.matmul import matmul
 
 __all__ = ["ROPE_BASE", "TABLE", "ViT", "bicubic"]
 
@@ -96,7 +97,7 @@ class SelfAttention(nn.Module):
         """Queries, keys and values: one matmul each, because the gradient of a packed one keeps its whole output."""
         c = x.shape[-1]
         kernels = jnp.split(self.param("qkv_kernel", truncated_normal, (c, 3 * c)).astype(self.dtype), 3, axis=1)
-        outputs = [flat_matmul(x, kernel) for kernel in kernels]
+        outputs = [matmul(x, kernel) for kernel in kernels]
         if self.bias:
             biased = (0, 1, 2) if key_bias else (0, 2)
             bias = self.param("qkv_bias", nn.initializers.zeros, (len(biased) * c,)).astype(self.dtype)

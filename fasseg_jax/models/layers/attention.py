@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fasseg_jax.models.layers.linear import Dense, flat_matmul
+from fasseg_jax.models.layers.linear import Dense
 from fasseg_jax.ops.attention import attend
+from fasseg_jax.ops.matmul import matmul
 
 __all__ = ["MultiheadAttention"]
 
@@ -37,7 +38,7 @@ class MultiheadAttention(nn.Module):
         def project(x, i):
             part = slice(i * c, (i + 1) * c)
             x, k, b = nn.dtypes.promote_dtype(x, kernel[:, part], bias[part], dtype=self.dtype)
-            return (flat_matmul(x, k) + b).reshape(*x.shape[:2], heads, c // heads)  # (B, N, C) -> (B, N, M, D)
+            return (matmul(x, k) + b).reshape(*x.shape[:2], heads, c // heads)  # (B, N, C) -> (B, N, M, D)
 
         q, k, v = project(queries, 0), project(keys, 1), project(values, 2)
         q = q * (c // heads) ** -0.5

@@ -1,5 +1,7 @@
 """Dense layers and convolutions that several parts of the network share."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -7,21 +9,20 @@ from jaxtyping import Array, Float
 
 from fasseg_jax.models.layers.initializers import Initializer, symmetric_uniform, torch_uniform
 from fasseg_jax.ops.activations import gelu_matmul
+from fasseg_jax.ops.matmul import matmul
 
-__all__ = ["Dense", "DepthwiseConv", "GeluDense", "PointwiseConv", "flat_matmul", "torch_linear"]
+__all__ = ["Dense", "DepthwiseConv", "GeluDense", "PointwiseConv", "torch_linear"]
 
 
-def flat_matmul(x: Float[Array, "*batch C"], kernel: Float[Array, "C out"]) -> Float[Array, "*batch out"]:
-    """The matmul x @ kernel, with all axes of x but the last as one.
-
-    With several of them, XLA for CPUs puts the axes of a gradient in another order to compute that of the kernel, and
-    its loop misses the cache at each number.
-    """
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+def _product(x, kernel, _dimensions, precision=None):
+    del precision  # None, the default
+    return matmul(x, kernel)
 
 
 class Dense(nn.Dense):
-    """A dense layer that computes like `flat_matmul`."""
+    """A dense layer that computes like `matmul`."""
+
+    dot_general: Callable | None = _product
 
     def __call__(self, inputs: Float[Array, "*batch C"]) -> Float[Array, "*batch {self.features}"]:
         flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
@@ -48,7 +49,7 @@ class GeluDense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return gelu_matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], self.features) + bias
+        return gelu_matmul(x, kernel) + bias
 
 
 class PointwiseConv(nn.Module):
@@ -70,7 +71,7 @@ class PointwiseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = x[:, :: self.strides, :: self.strides]
-        y = flat_matmul(x, kernel[0, 0])
+        y = matmul(x, kernel[0, 0])
         return y if bias is None else y + bias
 
 
