@@ -14,6 +14,7 @@ weights, which all functions share. With --weights separate, the weights are in 
 
 from absl import app, flags, logging
 
+from fasseg_jax.config import config_flags
 from fasseg_jax.export.exporter import PLATFORMS, export_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.runtime.compilation import announce
@@ -29,6 +30,7 @@ def main(_: list[str]) -> int:
         sizes = [parse_size(text) for text in options.size]
         make_path(options.output)  # refused before the work begins
         checkpoint = load_pretrained(options.checkpoint)
+        checkpoint.config.model.dtype = options.dtype or checkpoint.config.model.dtype
         files = export_model(
             checkpoint,
             sizes,
@@ -55,6 +57,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "File to write; its name must end in .npz.", required=True)
     flags.DEFINE_enum("weights", "included", ["included", "separate"], "Weights in the file, or in one beside it.")
     flags.DEFINE_list("platform", list(PLATFORMS), "Platforms that will run the model: cpu, cuda, rocm, tpu.")
+    config_flags.define_dtype_flag()
     flags.DEFINE_bool("overwrite", False, "Replace existing files.")
 
 

@@ -54,6 +54,7 @@ class PredictionOptions:
       short_side: length in pixels to which a photo's shorter side is resized first, if it is to differ from the
         configuration's; 0, in mode "sliding", keeps the photo's size.
       round_to: `config.inference.round_to`, if it is to differ from the configuration's.
+      dtype: `config.model.dtype`, likewise.
       scores: also write the scores.
       explain: also write a page that shows what the decoder looks at.
       write_labels: also write the predictions for this annotation tool, one of `label_files.LABEL_FORMATS`.
@@ -66,6 +67,7 @@ class PredictionOptions:
     mode: str | None = None
     short_side: int | None = None
     round_to: int | None = None
+    dtype: str | None = None
     scores: bool = False
     explain: bool = False
     write_labels: str | None = None
@@ -130,10 +132,13 @@ def load_segmenter(options: PredictionOptions, devices: list[jax.Device]) -> Seg
     """
     if options.untrained is None:
         assert options.checkpoint is not None, "a checkpoint or an untrained model"
-        return Segmenter.from_checkpoint(options.checkpoint, inference=options.inference, devices=devices)
+        return Segmenter.from_checkpoint(
+            options.checkpoint, inference=options.inference, dtype=options.dtype, devices=devices
+        )
     print("UNTRAINED: the weights are random, and the classes found mean nothing.")
     config = options.untrained
     config.inference.update(options.inference)
+    config.model.dtype = options.dtype or config.model.dtype
     variables = jax.jit(lambda: initial_variables(build_model(config.model), seed=0))()
     return Segmenter(config, variables, data_classes(config.data), devices=devices)
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float32, UInt
 from ml_collections import ConfigDict
 
+from fasseg_jax.config import check_section
 from fasseg_jax.data.classes import ClassTable, check_num_classes
 from fasseg_jax.inference.batching import batches_of, group_photos
 from fasseg_jax.inference.scores import Canvas, ViewPrediction
@@ -86,6 +87,7 @@ class Segmenter:
         path: str | os.PathLike,
         *,
         inference: Mapping[str, Any] | None = None,
+        dtype: str | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> "Segmenter":
         """Load a checkpoint, for example of `convert.py`.
@@ -94,16 +96,21 @@ class Segmenter:
           path: the folder of a checkpoint, or of a run, whose best checkpoint is taken; or the name of a model that
             `fasseg push` uploaded, "hf://OWNER/NAME" (see `fasseg_jax.weights.remote`).
           inference: fields of the checkpoint's `config.inference` to change, e.g. {"mode": "multi_scale"}.
+          dtype: of the network's computation, "float32" or "bfloat16", if it is to differ from the checkpoint's.
           devices: as for the constructor.
 
         Raises:
           FileNotFoundError: there is no checkpoint.
           OSError: the model cannot be fetched.
-          ValueError: the checkpoint is damaged or holds only a backbone, or a field of `inference` is not allowed.
+          ValueError: the checkpoint is damaged or holds only a backbone, or `dtype` or a field of `inference` is not
+            allowed.
         """
         checkpoint = load_pretrained(path)
         checkpoint.require_whole_model(os.fspath(path))
         checkpoint.config.inference = inference_settings(checkpoint.config, inference or {})
+        if dtype is not None:
+            checkpoint.config.model.dtype = dtype
+            check_section("model", checkpoint.config.model)
         return cls(checkpoint.config, checkpoint.variables, checkpoint.classes, devices=devices)
 
     @classmethod
@@ -112,10 +119,11 @@ class Segmenter:
         name: str | os.PathLike,
         *,
         inference: Mapping[str, Any] | None = None,
+        dtype: str | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> "Segmenter":
         """Do as `from_checkpoint`: the name that users of transformers and Keras expect, e.g. for "hf://OWNER/NAME"."""
-        return cls.from_checkpoint(name, inference=inference, devices=devices)
+        return cls.from_checkpoint(name, inference=inference, dtype=dtype, devices=devices)
 
     def __call__(self, image: np.ndarray, scores: bool = False, uncertainty: bool = False) -> Segmentation:
         """Segment a photo.

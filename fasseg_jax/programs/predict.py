@@ -157,6 +157,7 @@ def read_options(argv: list[str]) -> PredictionOptions:
         mode="multi_scale" if flag.multi_scale else "sliding" if flag.sliding_window else None,
         short_side=flag.short_side,
         round_to=flag.round_to,
+        dtype=flag.dtype,
         scores=flag.scores,
         explain=flag.explain,
         write_labels=flag.write_labels,
@@ -191,6 +192,7 @@ def define_flags() -> None:
         "photos share a compiled program, and scores change.",
         lower_bound=1,
     )
+    config_flags.define_dtype_flag()
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")
     flags.DEFINE_bool(
         "untrained",

@@ -20,6 +20,7 @@ import threading
 
 from absl import app, flags, logging
 
+from fasseg_jax.config import config_flags
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         choose_device(options.device)
         enable_compilation_cache()
         changes = {} if options.round_to is None else {"round_to": options.round_to}
-        segmenter = Segmenter.from_checkpoint(options.checkpoint, inference=changes)
+        segmenter = Segmenter.from_checkpoint(options.checkpoint, inference=changes, dtype=options.dtype)
         segmenter.announce = announce
     except (ValueError, OSError, RuntimeError) as error:
         return print_error(error, status=2)
@@ -95,6 +96,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_waiting", Limits.waiting, "Photos that wait at once; more are refused.", lower_bound=1)
     flags.DEFINE_integer("max_megabytes", Limits.megabytes, "Largest file of a photo.", lower_bound=1)
     flags.DEFINE_integer("max_megapixels", Limits.megapixels, "Largest photo, in millions of pixels.", lower_bound=1)
+    config_flags.define_dtype_flag()
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")
 
 

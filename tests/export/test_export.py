@@ -221,9 +221,9 @@ def test_what_cannot_be_exported(checkpoint, exported):
 def test_command_line(checkpoint, tmp_path):
     save_checkpoint(tmp_path / "checkpoint", checkpoint.config, checkpoint.variables, checkpoint.classes)
 
-    def run(size):
+    def run(size, *more):
         command = [sys.executable, "-m", "fasseg_jax.export", "--checkpoint", str(tmp_path / "checkpoint")]
-        command += ["--size", size, "--output", str(tmp_path / "model.npz")]
+        command += ["--size", size, "--output", str(tmp_path / "model.npz"), *more]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     first = run("64x96")
@@ -235,3 +235,9 @@ def test_command_line(checkpoint, tmp_path):
     for size, message in (("64", "--size 64: give HEIGHTxWIDTH"), ("64x96", "model.npz: exists; name another file")):
         again = run(size)
         assert again.returncode == 1 and message in again.stderr and "Traceback" not in again.stderr
+
+    assert run("64x75", "--dtype=bfloat16", "--platform=cpu", "--overwrite").returncode == 0
+    labels = load_exported.load(tmp_path / "model.npz")(photo(64, 75))
+    rounded = Segmenter.from_checkpoint(tmp_path / "checkpoint", dtype="bfloat16")(photo(64, 75)).labels
+    np.testing.assert_array_equal(labels, rounded)
+    assert (labels != expected_labels(checkpoint, (64, 75))).any()

@@ -119,19 +119,19 @@ def test_devices_share_the_photos(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "inference"),
+    ("arguments", "inference", "dtype"),
     [
-        (["--multi_scale"], {"mode": "multi_scale"}),
-        (["--sliding_window", "--short_side=80"], {"mode": "sliding", "sliding": {"short_side": 80}}),
-        (["--round_to=128"], {"round_to": 128}),
+        (["--multi_scale"], {"mode": "multi_scale"}, None),
+        (["--sliding_window", "--short_side=80"], {"mode": "sliding", "sliding": {"short_side": 80}}, None),
+        (["--round_to=128", "--dtype=bfloat16"], {"round_to": 128}, "bfloat16"),
     ],
 )
-def test_ways_to_predict(checkpoint, tmp_path, arguments, inference):
+def test_ways_to_predict(checkpoint, tmp_path, arguments, inference, dtype):
     image = photo(90, 130)
     Image.fromarray(image).save(tmp_path / "photo.png")
     result = predict(tmp_path, "--checkpoint", checkpoint, "--input", "photo.png", "--output", "out", *arguments)
     assert result.returncode == 0, result.stderr
-    segmenter = Segmenter.from_checkpoint(checkpoint, inference=inference)
+    segmenter = Segmenter.from_checkpoint(checkpoint, inference=inference, dtype=dtype)
     labels = np.asarray(Image.open(tmp_path / "out/photo_labels.png"))
     np.testing.assert_array_equal(labels, segmenter(image).labels)
     assert f"{len(segmenter.input_shapes)} shapes of the network's input" in result.stdout
@@ -178,6 +178,7 @@ def test_mistakes_end_with_one_line(checkpoint, tmp_path):
         (["--checkpoint=c", "--input=i", "--output=o", "--write_labels=voc"], "write_labels"),
         (["--checkpoint=c", "--input=i", "--output=.", "--write_labels=labelme"], "perhaps with corrected labels"),
         (["--output=o", "--device=abacus"], "abacus"),
+        (["--output=o", "--dtype=float16"], "float16"),
         (["--no_such_flag"], "no_such_flag"),
         (["--untrained", "--config=absent.py", "--output=o"], "absent.py"),
         (["--checkpoint=absent", "--device=cpu", "--input=notes.txt", "--output=o"], "absent: no such checkpoint"),

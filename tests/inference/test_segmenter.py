@@ -290,6 +290,25 @@ def test_checkpoint_gives_the_same(tmp_path):
     np.testing.assert_array_equal(segmenter(photo(50, 60)).labels, expected)
 
 
+def test_dtype_of_a_checkpoint_can_be_changed(tmp_path):
+    """Both ways; the scores are those of the other dtype, which rounds."""
+    config, variables = tiny_model()
+    save_checkpoint(tmp_path / "exact", config, variables, load_classes("cityscapes"))
+    in_bfloat16 = config.copy_and_resolve_references()
+    in_bfloat16.model.dtype = "bfloat16"
+    save_checkpoint(tmp_path / "rounded", in_bfloat16, variables, load_classes("cityscapes"))
+
+    def scores(name, **settings):
+        return Segmenter.from_pretrained(tmp_path / name, **settings)(PHOTOS["a"], scores=True).scores
+
+    exact, rounded = scores("exact"), scores("rounded")
+    np.testing.assert_array_equal(scores("exact", dtype="bfloat16"), rounded)
+    np.testing.assert_array_equal(scores("rounded", dtype="float32"), exact)
+    assert 0 < np.abs(rounded - exact).mean() < 0.1 * exact.std()
+    with pytest.raises(ValueError, match="config.model.dtype is 'float16'; choose one of float32, bfloat16"):
+        scores("exact", dtype="float16")
+
+
 def test_backbone_alone_is_refused(tmp_path):
     config, variables = tiny_model()
     backbone = {"params": {"backbone": variables["params"]["backbone"]}}

@@ -218,7 +218,8 @@ def test_program(tmp_path):
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, *arguments], env=environment, cwd=tmp_path, **streams)
 
-    with run("--checkpoint=model", "--port=0", "--round_to=64") as program:
+    expected = Segmenter.from_checkpoint(tmp_path / "model", inference={"round_to": 64}, dtype="bfloat16")
+    with run("--checkpoint=model", "--port=0", "--round_to=64", "--dtype=bfloat16") as program:
         address = program.stdout.readline().split()[1]
         port = int(address.rpartition(":")[2])
         assert address == f"http://127.0.0.1:{port}"
@@ -230,8 +231,11 @@ def test_program(tmp_path):
             assert f"cannot listen on 127.0.0.1, port {port}" in second.stderr.read()
         for image in (photo(64, 96), photo(64, 96, 1)):
             connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("POST", "/segment", file_of(image))
-            assert connection.getresponse().status == 200
+            connection.request("POST", "/segment?format=labels", file_of(image))
+            answer = connection.getresponse()
+            assert answer.status == 200
+            labels = np.asarray(Image.open(io.BytesIO(answer.read())))
+            np.testing.assert_array_equal(labels, expected(image).labels)
         program.send_signal(signal.SIGINT)
         assert program.wait(30) == 0
         announced = program.stderr.read()

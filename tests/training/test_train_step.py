@@ -116,9 +116,10 @@ def test_accumulation_is_the_mean_over_parts(config, shared_points):
     config.train.accumulation = 1
     part_gradients, losses = [], []
     key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+    gradients_of_part = gradients_with_key(config)
     for part, part_key in enumerate(jax.random.split(key, 2)):
-        gradients, loss = gradients_with_key(
-            config, state, *jax.tree.map(lambda x, i=part: x[i::2], (images, targets)), part_key
+        loss, gradients = gradients_of_part(
+            state.params, state, *jax.tree.map(lambda x, i=part: x[i::2], (images, targets)), part_key
         )
         part_gradients.append(gradients)
         losses.append(loss)
@@ -127,20 +128,19 @@ def test_accumulation_is_the_mean_over_parts(config, shared_points):
     np.testing.assert_allclose(metrics.loss, np.mean(losses), rtol=1e-5)
 
 
-def gradients_with_key(config, state, images, targets, key):
-    """Gradients and loss of some images, without sharding or accumulation."""
+def gradients_with_key(config):
+    """A function that computes loss and gradients of some images, without sharding or accumulation."""
     model = build_model(config.model)
-    _, points_key = jax.random.split(key)
 
     @jax.jit
     @jax.value_and_grad
-    def loss(params):
+    def loss(params, state, images, targets, key):
         variables = {"params": params, "batch_stats": state.batch_stats}
         predictions = model.apply(variables, normalize(images), train=True, all_predictions="factored")
+        _, points_key = jax.random.split(key)
         return segmentation_loss(predictions, targets, points_key, config.loss).total
 
-    value, gradients = loss(state.params)
-    return gradients, value
+    return loss
 
 
 def all_gradients(**model) -> dict:
