@@ -22,8 +22,8 @@ install_import_hook([f"fasseg_jax.{chapter}" for chapter in CHECKED_CHAPTERS], "
 
 from tests.helpers.tiny import tiny_config as make_tiny_config  # noqa: E402
 
-# Tracing makes objects by the million, of which few are garbage. Looking for it as often as Python does by default takes
-# an eighth of the tests' time.
+# Tracing makes objects by the million, of which few are garbage. Looking for it as often as Python does by default
+# takes an eighth of the time of tests that trace.
 gc.set_threshold(100_000, 50, 1000)
 
 # Compiled programs are kept between runs: a second run of the tests takes half the time.
