@@ -77,7 +77,8 @@ def ours(task: Task) -> Ready:
     forward = jax.jit(model.apply).lower(variables, images).compile()
     compile_s = time.perf_counter() - start
     square = jnp.ones((2048, 2048), task.dtype)
-    matmul = jax.jit(lambda x: jnp.matmul(x, x, precision="highest"))
+    # The sums in float32: otherwise XLA multiplies bfloat16 as float32 on a CPU (`fasseg_jax/ops/matmul.py`).
+    matmul = jax.jit(lambda x: jnp.matmul(x, x, precision="highest", preferred_element_type=jnp.float32))
     return Ready(
         run=lambda: jax.block_until_ready(forward(variables, images)),
         matmul=lambda: jax.block_until_ready(matmul(square)),
