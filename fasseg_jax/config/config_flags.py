@@ -12,7 +12,7 @@ from fasseg_jax.config.loading import flat_fields, load_config, rename_old, rena
 from fasseg_jax.config.schema import ConfigError, check_config, near_name
 from fasseg_jax.runtime.command_line import print_error
 
-__all__ = ["DEFINE_config_file", "ConfigFlag", "define_dtype_flag", "given_config"]
+__all__ = ["DEFINE_config_file", "ConfigFlag", "given_config"]
 
 flags.disclaim_key_flags()  # so that --help lists the flag among those of the program
 
@@ -85,14 +85,3 @@ def DEFINE_config_file(  # noqa: N802
         except (flags.Error, OSError, ValueError) as error:
             sys.exit(print_error(error, status=2))
     return ConfigFlag(holder)
-
-
-def define_dtype_flag() -> None:
-    """Define --dtype, for programs that take the rest of the configuration from a checkpoint."""
-    flags.DEFINE_enum(
-        "dtype",
-        None,
-        ["float32", "bfloat16"],
-        "Dtype of the network's computation, in place of the checkpoint's. bfloat16 is faster on GPUs, TPUs and recent "
-        "CPUs, and scores change.",
-    )

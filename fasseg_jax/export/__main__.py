@@ -14,7 +14,6 @@ weights, which all functions share. With --weights separate, the weights are in 
 
 from absl import app, flags, logging
 
-from fasseg_jax.config import config_flags
 from fasseg_jax.export.exporter import PLATFORMS, export_model
 from fasseg_jax.runtime.command_line import parse_flags, parse_size, print_error
 from fasseg_jax.runtime.compilation import announce
@@ -57,7 +56,12 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "File to write; its name must end in .npz.", required=True)
     flags.DEFINE_enum("weights", "included", ["included", "separate"], "Weights in the file, or in one beside it.")
     flags.DEFINE_list("platform", list(PLATFORMS), "Platforms that will run the model: cpu, cuda, rocm, tpu.")
-    config_flags.define_dtype_flag()
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["float32", "bfloat16"],
+        "Dtype of the network, if not the checkpoint's; bfloat16 is faster on GPUs, TPUs and recent CPUs, and rounds.",
+    )
     flags.DEFINE_bool("overwrite", False, "Replace existing files.")
 
 

@@ -192,7 +192,12 @@ def define_flags() -> None:
         "photos share a compiled program, and scores change.",
         lower_bound=1,
     )
-    config_flags.define_dtype_flag()
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["float32", "bfloat16"],
+        "Dtype of the network, if not the checkpoint's; bfloat16 is faster on GPUs, TPUs and recent CPUs, and rounds.",
+    )
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")
     flags.DEFINE_bool(
         "untrained",

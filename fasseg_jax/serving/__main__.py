@@ -20,7 +20,6 @@ import threading
 
 from absl import app, flags, logging
 
-from fasseg_jax.config import config_flags
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.runtime.command_line import parse_flags, print_error
 from fasseg_jax.runtime.compilation import announce, enable_compilation_cache
@@ -96,7 +95,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_waiting", Limits.waiting, "Photos that wait at once; more are refused.", lower_bound=1)
     flags.DEFINE_integer("max_megabytes", Limits.megabytes, "Largest file of a photo.", lower_bound=1)
     flags.DEFINE_integer("max_megapixels", Limits.megapixels, "Largest photo, in millions of pixels.", lower_bound=1)
-    config_flags.define_dtype_flag()
+    flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["float32", "bfloat16"],
+        "Dtype of the network, if not the checkpoint's; bfloat16 is faster on GPUs, TPUs and recent CPUs, and rounds.",
+    )
     flags.DEFINE_enum("device", None, ["cpu", "gpu", "tpu"], "Where to compute; by default JAX chooses.")
 
 
