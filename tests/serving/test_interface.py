@@ -288,7 +288,7 @@ class Slow(Brightness):
     def labels(self, image):
         time.sleep(3)
         return super().labels(image)
-Segmenter.from_checkpoint = lambda path, inference: Slow()
+Segmenter.from_checkpoint = lambda path, **settings: Slow()
 program.define_flags()
 app.run(program.main)
 """
