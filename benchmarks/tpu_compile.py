@@ -15,7 +15,8 @@ import json
 import math
 import time
 
-from tpu_cycles import CYCLES_PER_MS, Kernels, loss_kernels, program_cycles
+from tpu_cycles import Kernels, loss_kernels, program_cycles
+from tpu_schedules import CYCLES_PER_MS
 
 # isort: split
 from absl import app, flags

@@ -11,7 +11,8 @@ Nothing runs.
 import json
 from pathlib import Path
 
-from tpu_cycles import CYCLES_PER_MS, SAMPLING, Kernels, program_cycles
+from tpu_cycles import SAMPLING, Kernels, program_cycles
+from tpu_schedules import CYCLES_PER_MS
 
 # isort: split
 import jax

@@ -32,7 +32,7 @@ from fasseg_jax.ops.point_sampling import (
     sample_masks_at_shared_points,
     spread_on_masks,
 )
-from fasseg_jax.ops.selection import most_uncertain
+from fasseg_jax.ops.selection import compact, most_uncertain
 
 __all__ = ["mask_losses"]
 
@@ -193,7 +193,9 @@ def pair_losses(
       Cross-entropy, Dice loss, and the gradient of their weighted sum with respect to `masks`.
     """
     candidates = sample_masks(masks, oversampled)  # (N, oversampled)
-    important_logits, x, y = most_uncertain_samples(candidates, oversampled, point_counts(config).important)
+    important = point_counts(config).important
+    chosen = most_uncertain(candidates, important)
+    important_logits, x, y = compact(chosen, (candidates, oversampled[..., 0], oversampled[..., 1]), important)
     xy = [jnp.concatenate([x, uniform[..., 0]], axis=1), jnp.concatenate([y, uniform[..., 1]], axis=1)]
     points = jnp.stack(xy, axis=-1)  # (N, P, 2)
     logits = jnp.concatenate([important_logits, sample_masks(masks, uniform)], axis=1)  # (N, P)
@@ -206,29 +208,6 @@ def pair_losses(
     grad_logits, (cross_entropy, dice) = jax.grad(weighted_sum, has_aux=True)(logits)
     _, h, w = masks.shape
     return cross_entropy, dice, spread_on_masks(grad_logits, points, (h, w))
-
-
-def most_uncertain_samples(
-    logits: Float[Array, "N oversampled"], points: Float[Array, "N oversampled 2"], count: int
-) -> list[Float[Array, "N {count}"]]:
-    """Logits, x and y of the `count` most uncertain points of each pair, in any order; the first of equals win.
-
-    A TPU gathers and scatters numbers one by one, so there it sorts all of them.
-    """
-    on_tpu, elsewhere = partial(by_sorting, count=count), partial(by_selection, count=count)
-    return jax.lax.platform_dependent(logits, points[..., 0], points[..., 1], tpu=on_tpu, default=elsewhere)
-
-
-def by_selection(logits: jax.Array, *others: jax.Array, count: int) -> list[jax.Array]:
-    """Each array (N, oversampled) at the `count` most uncertain logits of each row."""
-    chosen = most_uncertain(logits, count)
-    return [jnp.take_along_axis(values, chosen, axis=1) for values in (logits, *others)]
-
-
-def by_sorting(logits: jax.Array, *others: jax.Array, count: int) -> list[jax.Array]:
-    """The same as `by_selection`, the most uncertain first."""
-    _, *in_order = jax.lax.sort((jnp.abs(logits), logits, *others), num_keys=1, is_stable=True)
-    return [values[:, :count] for values in in_order]
 
 
 def factor_gradients(

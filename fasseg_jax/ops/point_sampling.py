@@ -175,10 +175,15 @@ def class_masks_by_matmuls(labels, image, classes, points):
     """
     height, width = labels.size
     groups = -(-height // 2)
-    masks = _unpack(labels)[image] == classes[:, None, None]  # (N, H, W)
-    masks = jnp.pad(masks, ((0, 0), (0, 2 * groups + 1 - height), (0, 1))).astype(jnp.bfloat16)
-    pixels = (masks[:, row : row + 2 * groups : 2, column : column + width] for row in range(3) for column in range(2))
-    numbers = _sum_of(2**place * pixel for place, pixel in enumerate(pixels))  # (N, groups, W)
+    # What is outside of the map may be anything: it has weight zero. The pixels of all images depend on no loop, so XLA
+    # forms them before the loops over predictions and pairs.
+    padded = jnp.pad(_unpack(labels), ((0, 0), (0, 2 * groups + 2 - height), (0, 1)))
+    rows = padded.reshape(len(padded), groups + 1, 2, width + 1)
+    three = rows[:, :-1, 0], rows[:, :-1, 1], rows[:, 1:, 0]
+    pixels = (row[..., column : column + width] for row in three for column in range(2))  # six of (B, groups, W)
+    numbers = _sum_of(
+        2**place * (pixel[image] == classes[:, None, None]).astype(jnp.bfloat16) for place, pixel in enumerate(pixels)
+    )  # (N, groups, W)
 
     x, y = points[..., 0], points[..., 1]
     west, north = (pixel.astype(jnp.int32) for pixel in north_west(x, y, labels.size))  # -1 at the borders

@@ -5,7 +5,7 @@ They compute the same as in `reference.py`. The differences: `top_indices` stays
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from fasseg_jax.runtime.distributed import on_each_device
 
-__all__ = ["first_argmax", "most_uncertain", "top_indices", "uncertainty_weights"]
+__all__ = ["compact", "first_argmax", "most_uncertain", "top_indices", "uncertainty_weights"]
 
 
 def top_indices(scores: Float[Array, "B N"], k: int) -> Int[Array, "B {k}"]:
@@ -36,11 +36,12 @@ def first_argmax(scores: Float[Array, "..."], axis: int) -> Int[Array, "..."]:
     return jnp.where(scores == largest, index, scores.shape[axis]).min(axis=axis)
 
 
-def most_uncertain(logits: Float[Array, "N P"], count: int) -> Int[Array, "N {count}"]:
-    """Indices of the `count` logits nearest to zero in each row, in ascending order.
+def most_uncertain(logits: Float[Array, "N P"], count: int) -> Bool[Array, "N P"]:
+    """Choose the `count` logits nearest to zero in each row.
 
     The first of equal magnitudes win; NaN counts as the largest magnitude. For example the two of
-    [3.0, -0.5, 2.0, 0.5, -0.5] are [1, 3]: the threshold is 0.5, three magnitudes equal it, and the first two win.
+    [3.0, -0.5, 2.0, 0.5, -0.5] are the second and the fourth: the threshold is 0.5, three magnitudes equal it, and the
+    first two win.
     """
     magnitudes, threshold = _magnitudes_and_threshold(logits, count)
 
@@ -49,8 +50,57 @@ def most_uncertain(logits: Float[Array, "N P"], count: int) -> Int[Array, "N {co
         return below | (equal & (running_count(equal) <= count - below.sum(axis=-1, keepdims=True)))
 
     chosen = magnitudes <= threshold
-    chosen = jax.lax.cond((chosen.sum(axis=-1) > count).any(), first_of_equals, lambda: chosen)
-    return _indices_of(chosen, count)
+    return jax.lax.cond((chosen.sum(axis=-1) > count).any(), first_of_equals, lambda: chosen)
+
+
+def compact(
+    chosen: Bool[Array, "N P"], arrays: Sequence[Float[Array, "N P"]], count: int
+) -> list[Float[Array, "N {count}"]]:
+    """The values of each array that are chosen, in their order. Every row chooses `count` values.
+
+    A TPU gathers and scatters numbers one by one, so there a kernel moves them, as `compact_by_moves` does.
+    """
+    by_kernel, by_gathers = (functools.partial(f, count=count) for f in (compact_by_kernel, compact_by_gathers))
+    return jax.lax.platform_dependent(chosen, list(arrays), tpu=by_kernel, default=by_gathers)
+
+
+def compact_by_gathers(chosen: jax.Array, arrays: list[jax.Array], count: int) -> list[jax.Array]:
+    """`compact` by the indices of what is chosen."""
+    indices = _indices_of(chosen, count)
+    return [jnp.take_along_axis(values, indices, axis=1) for values in arrays]
+
+
+def compact_by_moves(chosen: jax.Array, arrays: list[jax.Array], count: int) -> list[jax.Array]:
+    """`compact` by moving the chosen values to the left: by one place, then by two, by four and so on.
+
+    A value moves in a step if its distance has the step's bit. No two meet (Warren, "Hacker's Delight", section 7-4):
+    between any two that are chosen, the distance grows by no more than the places between them. What stays behind, and
+    what was not chosen, has the distance 0. It never moves, and others may take its place.
+    """
+    distance = _distances(chosen)
+    for step in (2**bit for bit in range((chosen.shape[1] - count).bit_length())):
+        moves, (right, *others) = (distance & step) != 0, (_from_right(x, step) for x in (distance, *arrays))
+        arrives = (right & step) != 0
+        arrays = [jnp.where(arrives, other, values) for other, values in zip(others, arrays, strict=True)]
+        distance = jnp.where(arrives, right, jnp.where(moves, 0, distance))
+    return [values[:, :count] for values in arrays]
+
+
+def compact_by_kernel(chosen, arrays, count):
+    """The same by one kernel for TPUs."""
+    from fasseg_jax.ops import selection_tpu  # Pallas takes a third of a second to import
+
+    return selection_tpu.compact(_distances(chosen), arrays, count)
+
+
+def _distances(chosen: jax.Array) -> jax.Array:
+    """How far to the left each chosen value belongs; 0 for the others: (N, P)."""
+    return jnp.where(chosen, jnp.arange(1, chosen.shape[1] + 1) - running_count(chosen), 0)
+
+
+def _from_right(values: jax.Array, step: int) -> jax.Array:
+    """For each place of (N, P) what is `step` places to the right of it; zero at the end."""
+    return jnp.pad(values[:, step:], ((0, 0), (0, step)))
 
 
 def uncertainty_weights(logits: Float[Array, "N P"], count: int) -> Float[Array, "N P"]:

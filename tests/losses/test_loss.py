@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from fasseg_jax.config import load_config
 from fasseg_jax.losses import mask_loss, matcher, reference
 from fasseg_jax.losses.criterion import LossTerms, class_losses, segmentation_loss
-from fasseg_jax.losses.mask_loss import by_selection, by_sorting
 from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import (
     PointCounts,
@@ -74,20 +73,6 @@ def loss_and_gradient(
 
     (_, terms), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(predictions, targets, randomness)
     return terms, gradient
-
-
-@pytest.mark.parametrize("count", [1, 60, 200])
-def test_sorting_and_selection_choose_the_same_points(count):
-    """As NumPy's stable sort does; with ties, of which the first wins, and NaN, which is the least uncertain."""
-    rng = np.random.default_rng(count)
-    logits = np.stack([rng.normal(size=200), rng.integers(-3, 4, 200), np.where(rng.random(200) < 0.3, np.nan, 1)])
-    place = np.broadcast_to(np.arange(200), logits.shape)
-    arrays = [jnp.asarray(x, jnp.float32) for x in (logits, place)]
-    expected = np.argsort(np.abs(logits), axis=1, kind="stable")[:, :count]
-    for choose in (by_selection, by_sorting):
-        chosen_logits, chosen = (np.asarray(x) for x in choose(*arrays, count=count))
-        np.testing.assert_array_equal(np.sort(chosen), np.sort(expected))
-        np.testing.assert_array_equal(chosen_logits, np.take_along_axis(np.asarray(arrays[0]), chosen.astype(int), 1))
 
 
 # Recorded numbers

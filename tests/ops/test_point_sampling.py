@@ -24,6 +24,10 @@ from fasseg_jax.ops.point_sampling import (
     spread_on_masks,
 )
 from fasseg_jax.ops.selection import (
+    compact,
+    compact_by_gathers,
+    compact_by_kernel,
+    compact_by_moves,
     counts_below,
     most_uncertain,
     packed_counts_below,
@@ -147,7 +151,7 @@ def test_most_uncertain(count):
     ).astype(np.float32)
     chosen = np.asarray(jax.jit(most_uncertain, static_argnums=1)(logits, count))
     expected = np.sort(np.argsort(np.abs(logits), axis=1, kind="stable")[:, :count])
-    np.testing.assert_array_equal(chosen, expected)
+    np.testing.assert_array_equal(np.nonzero(chosen)[1].reshape(-1, count), expected)
     np.testing.assert_array_equal(reference.most_uncertain(jnp.asarray(logits), count), expected)
 
     weights = np.asarray(jax.jit(uncertainty_weights, static_argnums=1)(logits, count))
@@ -160,12 +164,40 @@ def test_most_uncertain(count):
         )
 
 
+@pytest.mark.parametrize("method", [compact, compact_by_gathers, compact_by_moves, compact_by_kernel])
+@pytest.mark.parametrize(("places", "count"), [(1, 1), (5, 1), (5, 5), (64, 17), (1000, 250), (1025, 1)])
+def test_what_is_chosen_lies_side_by_side(places, count, method):
+    """At random places, at the ends, in one piece, and every second one as far as that goes."""
+    rng = np.random.default_rng(places + count)
+    begin, end = np.arange(count), np.arange(places - count, places)
+    pieces = np.concatenate([begin[: count // 2], end[count // 2 :]])
+    spread = np.arange(count) * (places // count)
+    rows = [np.sort(rng.permutation(places)[:count]) for _ in range(20)] + [begin, end, pieces, spread]
+    chosen = np.zeros((len(rows), places), bool)
+    np.put_along_axis(chosen, np.stack(rows), True, axis=1)
+    arrays = [rng.normal(size=chosen.shape).astype(np.float32) for _ in range(2)]
+    arrays[0][:, ::3] = np.nan
+    found = jax.jit(functools.partial(method, count=count))(jnp.asarray(chosen), [jnp.asarray(x) for x in arrays])
+    for values, compacted in zip(arrays, found, strict=True):
+        np.testing.assert_array_equal(compacted, values[chosen].reshape(-1, count))
+
+
+def test_tpus_move_what_is_chosen_by_one_kernel():
+    chosen, values = jax.ShapeDtypeStruct((16, 37632), jnp.bool_), jax.ShapeDtypeStruct((16, 37632), jnp.float32)
+    text = lowered_text(functools.partial(compact, count=9408), chosen, [values] * 3, platform="tpu")
+    assert text.count("tpu_custom_call") == 1
+    assert not any(
+        f'"stablehlo.{name}"' in text or f"stablehlo.{name} " in text for name in ("gather", "scatter", "sort")
+    )
+
+
 def test_no_point_is_wanted():
     assert not uncertainty_weights(jnp.array([[3.0, -0.5, 2.0]]), 0).any()
 
 
 def test_example_of_most_uncertain():
-    np.testing.assert_array_equal(most_uncertain(jnp.array([[3.0, -0.5, 2.0, 0.5, -0.5]]), 2), [[1, 3]])
+    chosen = most_uncertain(jnp.array([[3.0, -0.5, 2.0, 0.5, -0.5]]), 2)
+    np.testing.assert_array_equal(chosen, [[False, True, False, True, False]])
     weights = uncertainty_weights(jnp.array([[3.0, -0.5, 2.0, 0.0, 0.5]]), 2)
     np.testing.assert_array_equal(weights, [[0, 0.5, 0, 1, 0.5]])
 
