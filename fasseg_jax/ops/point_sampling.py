@@ -104,12 +104,16 @@ class PackedLabels:
 
     Attributes:
       words: each holds one, two or all of the labels north-west, north-east, south-west and south-east of a corner
-        between pixels; the lowest bits hold the first.
+        between pixels; the lowest bits hold the first. The corners of all images follow each other: a TPU would copy an
+        array with an axis of images into that order before each gather.
+      sixths: for the kernel for TPUs. Of each piece of three rows by two columns one pixel, row by row; pieces begin at
+        each second row and at each column. What is outside of a map may be anything: it has weight zero.
       size: H and W of the label maps.
       dtype: of the labels.
     """
 
-    words: tuple[UInt32[Array, "B corners"], ...]
+    words: tuple[UInt32[Array, "corners"], ...]
+    sixths: tuple[Integer[Array, "B groups W"], ...]
     size: tuple[int, int] = flax.struct.field(pytree_node=False)
     dtype: jnp.dtype = flax.struct.field(pytree_node=False)
 
@@ -126,7 +130,11 @@ def pack_labels(labels: Integer[Array, "B H W"]) -> PackedLabels:
         _sum_of(label << (bits * place) for place, label in enumerate(four[first : first + in_word]))
         for first in range(0, 4, in_word)
     ]
-    return PackedLabels(tuple(word.reshape(len(labels), -1) for word in words), (height, width), labels.dtype)
+    groups = -(-height // 2)
+    rows = jnp.pad(labels, ((0, 0), (0, 2 * groups + 2 - height), (0, 1))).reshape(-1, groups + 1, 2, width + 1)
+    three = rows[:, :-1, 0], rows[:, :-1, 1], rows[:, 1:, 0]
+    sixths = tuple(row[..., column : column + width] for row in three for column in range(2))
+    return PackedLabels(tuple(word.reshape(-1) for word in words), sixths, (height, width), labels.dtype)
 
 
 def sample_labels(labels: PackedLabels, image: Int[Array, "N"], points: Float[Array, "N P 2"]) -> LabelsAndWeights:
@@ -142,7 +150,7 @@ def sample_labels(labels: PackedLabels, image: Int[Array, "N"], points: Float[Ar
     bits = 8 * labels.dtype.itemsize
     found = []
     for word in labels.words:
-        values = word.reshape(-1).at[corner].get(mode="promise_in_bounds")
+        values = word.at[corner].get(mode="promise_in_bounds")
         found += [((values >> n) & jnp.uint32(2**bits - 1)).astype(labels.dtype) for n in range(0, 32, bits)]
     weights = [corner.weight for corner in corners(x, y, labels.size)]
     return list(zip(found, weights, strict=True))
@@ -173,17 +181,8 @@ def class_masks_by_matmuls(labels, image, classes, points):
     A number holds six pixels of the mask, three rows by two columns, as bits; bfloat16 holds it exactly. So one number
     for two rows has the four pixels around any point between them: a quarter of the work of the mask itself.
     """
-    height, width = labels.size
-    groups = -(-height // 2)
-    # What is outside of the map may be anything: it has weight zero. The pixels of all images depend on no loop, so XLA
-    # forms them before the loops over predictions and pairs.
-    padded = jnp.pad(_unpack(labels), ((0, 0), (0, 2 * groups + 2 - height), (0, 1)))
-    rows = padded.reshape(len(padded), groups + 1, 2, width + 1)
-    three = rows[:, :-1, 0], rows[:, :-1, 1], rows[:, 1:, 0]
-    pixels = (row[..., column : column + width] for row in three for column in range(2))  # six of (B, groups, W)
-    numbers = _sum_of(
-        2**place * (pixel[image] == classes[:, None, None]).astype(jnp.bfloat16) for place, pixel in enumerate(pixels)
-    )  # (N, groups, W)
+    of_class = (pixels[image] == classes[:, None, None] for pixels in labels.sixths)
+    numbers = _sum_of(2**place * pixels.astype(jnp.bfloat16) for place, pixels in enumerate(of_class))
 
     x, y = points[..., 0], points[..., 1]
     west, north = (pixel.astype(jnp.int32) for pixel in north_west(x, y, labels.size))  # -1 at the borders
@@ -193,13 +192,6 @@ def class_masks_by_matmuls(labels, image, classes, points):
     four = jnp.where(north < 0, four << 2, four)  # what was read as north is south of the border
     four = jnp.where(west < 0, four << 1, four)
     return _sum_of(corner.weight * (four >> place & 1) for place, corner in enumerate(corners(x, y, labels.size)))
-
-
-def _unpack(labels: PackedLabels) -> Integer[Array, "B H W"]:
-    """The inverse of `pack_labels`."""
-    height, width = labels.size
-    words = labels.words[0].reshape(-1, height + 1, width + 1)  # their lowest bits hold the label north-west
-    return words[:, 1:, 1:].astype(labels.dtype)
 
 
 def _sum_of(terms):
