@@ -27,7 +27,7 @@ from fasseg_jax.models.layers.deformable_attention import compass_bias, referenc
 from fasseg_jax.ops.assignment import assign
 from fasseg_jax.ops.deformable import tpu
 from fasseg_jax.ops.deformable.geometry import Shapes
-from fasseg_jax.ops.point_sampling import pack_labels, sample_class_masks, sample_masks
+from fasseg_jax.ops.point_sampling import pack_labels, sample_class_masks, sample_masks, sample_masks_roughly
 from fasseg_jax.ops.selection import compact, uncertainty_weights
 from fasseg_jax.ops.selection_tpu import AT_ONCE, BITS, LANES
 
@@ -208,8 +208,10 @@ def _compile_loss_kernels(config: str, topology: str) -> None:
     jax.jit(functools.partial(uncertainty_weights, count=counts.important)).lower(candidates).compile()
     chosen = array(jnp.bool_, *candidates.shape)
     jax.jit(functools.partial(compact, count=counts.important)).lower(chosen, [candidates] * 3).compile()
-    for count in (counts.oversampled, counts.uniform):
+    for count in counts:
         jax.jit(sample_masks).lower(masks, array(jnp.float32, pairs, count, 2)).compile()
+    oversampled = array(jnp.float32, pairs, counts.oversampled, 2)
+    jax.jit(sample_masks_roughly).lower(masks, oversampled).compile()
     points = array(jnp.float32, pairs, config.loss.num_points, 2)
     jax.jit(lambda labels, *others: sample_class_masks(pack_labels(labels), *others)).lower(
         labels, image, image, points

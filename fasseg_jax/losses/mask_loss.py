@@ -30,6 +30,7 @@ from fasseg_jax.ops.point_sampling import (
     sample_labels,
     sample_masks,
     sample_masks_at_shared_points,
+    sample_masks_roughly,
     spread_on_masks,
 )
 from fasseg_jax.ops.selection import compact, most_uncertain
@@ -77,7 +78,9 @@ def mask_losses(
         matched = jnp.take_along_axis(embeddings, jnp.maximum(queries, 0)[..., None], axis=1)  # (B, T, C)
         # Computed for all targets, pixels first: other orders take several times as long on a CPU.
         mask_logits = jnp.einsum("btc,bhwc->bhwt", matched, features, precision=precision).transpose(0, 3, 1, 2)
-        add_pairs_on = {name: partial(add_pairs, pair_points, config, n) for name, n in pairs_at_once.items()}
+        add_pairs_on = {
+            name: partial(add_pairs, pair_points, config, precision, n) for name, n in pairs_at_once.items()
+        }
         cross_entropy, dice, grad_masks = jax.lax.platform_dependent(
             grad_masks, prediction, mask_logits, targets, labels, **add_pairs_on
         )
@@ -99,6 +102,7 @@ def mask_losses(
 def add_pairs(
     pair_points: PairPoints,
     config: ConfigDict,
+    precision: str,
     pairs_at_once: int,
     grad_masks: Float[Array, "B rows L1 h w"],
     prediction: Int[Array, ""],
@@ -127,6 +131,7 @@ def add_pairs(
             oversampled,
             uniform,
             config,
+            precision,
         )
         row = jnp.where(valid, target, max_targets)
         gradient = jnp.where(valid[:, None, None], gradient, 0)
@@ -177,6 +182,7 @@ def pair_losses(
     oversampled: Float[Array, "N oversampled 2"],
     uniform: Float[Array, "N uniform 2"],
     config: ConfigDict,
+    precision: str,
 ) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N h w"]]:
     """Compare the masks of matched pairs at the most uncertain of the oversampled points and at the uniform ones.
 
@@ -188,14 +194,12 @@ def pair_losses(
       oversampled: points of each pair.
       uniform: points of each pair.
       config: `config.loss`.
+      precision: of the choice of points, see `uncertain_samples`.
 
     Returns:
       Cross-entropy, Dice loss, and the gradient of their weighted sum with respect to `masks`.
     """
-    candidates = sample_masks(masks, oversampled)  # (N, oversampled)
-    important = point_counts(config).important
-    chosen = most_uncertain(candidates, important)
-    important_logits, x, y = compact(chosen, (candidates, oversampled[..., 0], oversampled[..., 1]), important)
+    important_logits, x, y = uncertain_samples(masks, oversampled, point_counts(config).important, precision)
     xy = [jnp.concatenate([x, uniform[..., 0]], axis=1), jnp.concatenate([y, uniform[..., 1]], axis=1)]
     points = jnp.stack(xy, axis=-1)  # (N, P, 2)
     logits = jnp.concatenate([important_logits, sample_masks(masks, uniform)], axis=1)  # (N, P)
@@ -208,6 +212,30 @@ def pair_losses(
     grad_logits, (cross_entropy, dice) = jax.grad(weighted_sum, has_aux=True)(logits)
     _, h, w = masks.shape
     return cross_entropy, dice, spread_on_masks(grad_logits, points, (h, w))
+
+
+def uncertain_samples(
+    masks: Float[Array, "N h w"], points: Float[Array, "N oversampled 2"], count: int, precision: str
+) -> list[Float[Array, "N {count}"]]:
+    """Logits, x and y of the `count` most uncertain points of each mask, in the points' order.
+
+    With a `precision` below "highest", which stands for masks that are rounded anyway (`mask_precision`), a TPU chooses
+    by rounded samples, for a third of the time. It samples what it has chosen again.
+    """
+
+    def sampled_once(masks, points):
+        logits = sample_masks(masks, points)
+        return compact(most_uncertain(logits, count), (logits, points[..., 0], points[..., 1]), count)
+
+    on_tpu = sampled_once if precision == "highest" else partial(chosen_roughly, count=count)
+    return jax.lax.platform_dependent(masks, points, tpu=on_tpu, default=sampled_once)
+
+
+def chosen_roughly(masks: jax.Array, points: jax.Array, count: int) -> list[jax.Array]:
+    """`uncertain_samples`, where a point may be missed that is as uncertain as another up to 2^-7 of its pixels."""
+    chosen = most_uncertain(sample_masks_roughly(masks, points), count)
+    x, y = compact(chosen, (points[..., 0], points[..., 1]), count)
+    return [sample_masks(masks, jnp.stack([x, y], axis=-1)), x, y]
 
 
 def factor_gradients(

@@ -24,6 +24,7 @@ __all__ = [
     "sample_labels",
     "sample_masks",
     "sample_masks_at_shared_points",
+    "sample_masks_roughly",
     "spread_on_masks",
 ]
 
@@ -56,6 +57,14 @@ def sample_by_matmuls(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"
     """`sample_masks` by the kernel for TPUs."""
     _, h, w = masks.shape
     return _sum_of_tents(masks, points[..., 1] * h - 0.5, points[..., 0] * w - 0.5)
+
+
+def sample_masks_roughly(masks: Float[Array, "N h w"], points: Float[Array, "N P 2"]) -> Float[Array, "N P"]:
+    """`sample_masks` in one product of bfloat16 in place of three; for TPUs, elsewhere it is emulated.
+
+    Pixels and weights are rounded by up to 2^-9 of their size.
+    """
+    return sample_by_matmuls(masks.astype(jnp.bfloat16), points)
 
 
 def _sum_of_tents(*arguments):

@@ -27,14 +27,15 @@ def sum_of_tents(
 ) -> Float[Array, "N P"]:
     """Sample each map at points of its own, given in pixels; 0 is the center of the first. A map is zero outside.
 
-    Maps of bfloat16 need whole numbers as rows, and lose nothing. Those of float32 and their weights are split into two
-    numbers of bfloat16 each, of whose four products the smallest is left out: an error of about 2**-16 of the map.
+    Maps of bfloat16 lose nothing if the rows are whole numbers; else the rows' weights are rounded to bfloat16, too.
+    Maps of float32 and their weights are split into two numbers of bfloat16 each, of whose four products the smallest
+    is left out: an error of about 2**-16 of the map.
     """
     n, h, w = maps.shape
     count = rows.shape[1]
     maps = jnp.pad(maps, ((0, -n % SUBLANES), (0, -h % TILE), (0, -w % TILE))).transpose(0, 2, 1)  # (N, w, h)
-    exact = maps.dtype == jnp.bfloat16
-    if not exact:
+    in_one = maps.dtype == jnp.bfloat16
+    if not in_one:
         high = jax.lax.reduce_precision(maps, exponent_bits=8, mantissa_bits=7)  # XLA may leave out a mere conversion
         maps = jnp.concatenate([high, maps - high, high], axis=2).astype(jnp.bfloat16)  # (N, w, 3 h)
     _, width, depth = maps.shape
@@ -45,7 +46,7 @@ def sum_of_tents(
 
     def run(*arrays, interpret):
         return pl.pallas_call(
-            functools.partial(_kernel, exact),
+            functools.partial(_kernel, in_one),
             grid=(len(maps) // SUBLANES, rows.shape[1] // block, SUBLANES),
             in_specs=[
                 pl.BlockSpec((1, width, depth), lambda group, first, map: (group * SUBLANES + map, 0, 0)),
@@ -61,13 +62,13 @@ def sum_of_tents(
     return compiled_or_emulated(run, maps, rows, columns)[:n, :count]
 
 
-def _kernel(exact, maps, rows, columns, out):
+def _kernel(in_one, maps, rows, columns, out):
     """One map at a block of its points, which are a row of the blocks for a group of maps."""
     _, width, depth = maps.shape
     own = pl.ds(pl.program_id(2), 1)
-    weights = _tent(rows[own, :], depth if exact else depth // 3)  # (h, P)
+    weights = _tent(rows[own, :], depth if in_one else depth // 3)  # (h, P)
     high = weights.astype(jnp.bfloat16)
-    if exact:
+    if in_one:
         weights = high
     else:
         low = (weights - high.astype(jnp.float32)).astype(jnp.bfloat16)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from fasseg_jax.config import load_config
 from fasseg_jax.losses import mask_loss, matcher, reference
 from fasseg_jax.losses.criterion import LossTerms, class_losses, segmentation_loss
+from fasseg_jax.losses.mask_loss import chosen_roughly
 from fasseg_jax.losses.matcher import match, matching_costs
 from fasseg_jax.losses.points import (
     PointCounts,
@@ -26,7 +27,7 @@ from fasseg_jax.losses.points import (
 )
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.predictions import FactoredPredictions
-from fasseg_jax.ops.point_sampling import pack_labels, sample_labels, sample_masks_at_shared_points
+from fasseg_jax.ops.point_sampling import pack_labels, sample_labels, sample_masks, sample_masks_at_shared_points
 from tests.helpers import GOLDEN, ROOT, xla_flags
 
 
@@ -73,6 +74,24 @@ def loss_and_gradient(
 
     (_, terms), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(predictions, targets, randomness)
     return terms, gradient
+
+
+def test_points_chosen_roughly_are_as_uncertain_up_to_rounding():
+    rng = np.random.default_rng(3)
+    masks = np.kron(rng.normal(0, 4, (3, 8, 12)), np.ones((4, 4))) + rng.normal(size=(3, 32, 48))
+    masks, points = jnp.asarray(masks, jnp.float32), jnp.asarray(rng.random((3, 900, 2)), jnp.float32)
+    logits, x, y = (np.asarray(found) for found in jax.jit(chosen_roughly, static_argnums=2)(masks, points, 300))
+    candidates = np.asarray(sample_masks(masks, points))
+    numbers = [{tuple(point): number for number, point in enumerate(own)} for own in np.asarray(points)]
+    xy = np.stack([x, y], axis=-1)
+    place = np.array([[own[tuple(point)] for point in found] for own, found in zip(numbers, xy, strict=True)])
+    assert (np.diff(place, axis=1) > 0).all()  # each once, in their order
+    np.testing.assert_allclose(logits, np.take_along_axis(candidates, place, axis=1), atol=1e-3)
+    exact = np.argsort(np.abs(candidates), axis=1, kind="stable")[:, :300]
+    threshold = np.abs(np.take_along_axis(candidates, exact, axis=1)).max(axis=1)
+    assert (np.abs(logits).max(axis=1) <= threshold + 2**-7 * np.abs(masks).max()).all()
+    same = [len(np.intersect1d(*pair)) for pair in zip(place, exact, strict=True)]
+    assert min(same) >= 294 and max(same) <= 300
 
 
 # Recorded numbers
