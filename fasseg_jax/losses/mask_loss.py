@@ -194,7 +194,7 @@ def pair_losses(
       oversampled: points of each pair.
       uniform: points of each pair.
       config: `config.loss`.
-      precision: of the choice of points, see `uncertain_samples`.
+      precision: of the choice of points and of the gradient on a TPU, see `uncertain_samples`.
 
     Returns:
       Cross-entropy, Dice loss, and the gradient of their weighted sum with respect to `masks`.
@@ -211,7 +211,7 @@ def pair_losses(
 
     grad_logits, (cross_entropy, dice) = jax.grad(weighted_sum, has_aux=True)(logits)
     _, h, w = masks.shape
-    return cross_entropy, dice, spread_on_masks(grad_logits, points, (h, w))
+    return cross_entropy, dice, spread_on_masks(grad_logits, points, (h, w), precision)
 
 
 def uncertain_samples(

@@ -74,10 +74,14 @@ def _sum_of_tents(*arguments):
 
 
 def spread_on_masks(
-    values: Float[Array, "N P"], points: Float[Array, "N P 2"], size: tuple[int, int]
+    values: Float[Array, "N P"], points: Float[Array, "N P 2"], size: tuple[int, int], precision: str = "highest"
 ) -> Float[Array, "N h w"]:
-    """The transpose of `sample_masks`: add each value to the pixels (h, w) = `size` around its point."""
-    by_matmul, by_scatter = (functools.partial(f, size=size) for f in (spread_by_matmul, spread_by_scatter))
+    """The transpose of `sample_masks`: add each value to the pixels (h, w) = `size` around its point.
+
+    With a `precision` below "highest" a TPU rounds values and weights to bfloat16.
+    """
+    by_matmul = functools.partial(spread_by_matmul, size=size, precision=precision)
+    by_scatter = functools.partial(spread_by_scatter, size=size)
     return jax.lax.platform_dependent(values, points, tpu=by_matmul, default=by_scatter)
 
 
@@ -87,14 +91,15 @@ def spread_by_scatter(values, points, size):
     return jax.linear_transpose(functools.partial(sample_by_gathers, points=points), masks)(values)[0]
 
 
-def spread_by_matmul(values, points, size):
-    """`spread_on_masks` as a matmul; "high" takes three products of bfloat16, as `point_sampling_tpu` does."""
+def spread_by_matmul(values, points, size, precision="highest"):
+    """`spread_on_masks` as a matmul of one product of bfloat16, or of three, as `point_sampling_tpu` does."""
 
     def tents(position, length):  # (N, P) -> (N, P, length)
         return jnp.maximum(1 - jnp.abs(position[..., None] * length - 0.5 - jnp.arange(length)), 0)
 
     rows, columns = (tents(points[..., axis], length) for axis, length in ((1, size[0]), (0, size[1])))
-    return jnp.einsum("nph,npw->nhw", rows, columns * values[..., None], precision="high")
+    products = "high" if precision == "highest" else "default"
+    return jnp.einsum("nph,npw->nhw", rows, columns * values[..., None], precision=products)
 
 
 def sample_masks_at_shared_points(masks: Float[Array, "h w N"], points: Float[Array, "P 2"]) -> Float[Array, "P N"]:

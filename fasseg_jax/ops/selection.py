@@ -87,9 +87,11 @@ def compact_by_moves(chosen: jax.Array, arrays: list[jax.Array], count: int) -> 
 
 
 def compact_by_kernel(chosen, arrays, count):
-    """The same by one kernel for TPUs."""
+    """The same by one kernel for TPUs, if rows of all arrays fit into their fast memory."""
     from fasseg_jax.ops import selection_tpu  # Pallas takes a third of a second to import
 
+    if (1 + len(arrays)) * chosen.shape[1] > selection_tpu.LARGEST_ROWS:
+        return compact_by_moves(chosen, arrays, count)
     return selection_tpu.compact(_distances(chosen), arrays, count)
 
 

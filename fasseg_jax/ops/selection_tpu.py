@@ -18,10 +18,11 @@ from jaxtyping import Array, Float, Int32, UInt32
 
 from fasseg_jax.ops.pallas_tpu import compiled_or_emulated
 
-__all__ = ["AT_ONCE", "BITS", "LANES", "compact", "value_of_rank"]
+__all__ = ["AT_ONCE", "BITS", "LANES", "LARGEST_ROWS", "compact", "value_of_rank"]
 
 BITS = 31  # of a magnitude, whose sign is 0; so they are compared as int32
 SUBLANES, LANES = 8, 128  # of a register
+LARGEST_ROWS = 4 * 38_400  # numbers in a row of all arrays that `compact` moves; eight such rows fit a TPU v4's 16 MiB
 AT_ONCE = 6  # registers of each array whose values move together; the compiler overlaps their loads and stores
 
 

@@ -182,13 +182,14 @@ def test_what_is_chosen_lies_side_by_side(places, count, method):
         np.testing.assert_array_equal(compacted, values[chosen].reshape(-1, count))
 
 
-def test_tpus_move_what_is_chosen_by_one_kernel():
-    chosen, values = jax.ShapeDtypeStruct((16, 37632), jnp.bool_), jax.ShapeDtypeStruct((16, 37632), jnp.float32)
+@pytest.mark.parametrize(("places", "kernels"), [(37632, 1), (75264, 0)])
+def test_tpus_move_what_is_chosen(places, kernels):
+    """By one kernel, if it fits."""
+    chosen, values = (jax.ShapeDtypeStruct((16, places), dtype) for dtype in (jnp.bool_, jnp.float32))
     text = lowered_text(functools.partial(compact, count=9408), chosen, [values] * 3, platform="tpu")
-    assert text.count("tpu_custom_call") == 1
-    assert not any(
-        f'"stablehlo.{name}"' in text or f"stablehlo.{name} " in text for name in ("gather", "scatter", "sort")
-    )
+    assert text.count("tpu_custom_call") == kernels
+    for name in ("gather", "scatter", "sort"):
+        assert f'"stablehlo.{name}"' not in text and f"stablehlo.{name} " not in text
 
 
 def test_no_point_is_wanted():
