@@ -7,6 +7,7 @@ Computes the sums of `reference.mask_losses` over all pairs, with their derivati
   So the gradient is computed together with the loss: for each pair with respect to its mask logits, then for all pairs
   with respect to embeddings and features, in a few large matmuls. `with_gradient` hands the result to JAX.
 - A target's mask is sampled from the label map, without being formed.
+- For a network in bfloat16, a TPU chooses the points by rounded samples, and rounds the gradients of mask logits.
 
 The choice of points is that of Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
 """
@@ -220,7 +221,7 @@ def uncertain_samples(
     """Logits, x and y of the `count` most uncertain points of each mask, in the points' order.
 
     With a `precision` below "highest", which stands for masks that are rounded anyway (`mask_precision`), a TPU chooses
-    by rounded samples, for a third of the time. It samples what it has chosen again.
+    by rounded samples, one product of bfloat16 in place of three. It samples what it has chosen again.
     """
 
     def sampled_once(masks, points):

@@ -2,7 +2,7 @@
 
 `selection.value_of_rank` and `selection.compact_by_moves` pass over the values once for each bit. XLA reads them from
 the chip's memory in every pass; the kernels keep eight rows in fast memory for all passes. By the compiler's estimates
-they take a fifth and a twentieth of the time.
+they take a fifth and a tenth of the time.
 """
 
 import functools
