@@ -7,7 +7,7 @@
 It reports a chip's memory, the collectives in the program, and an estimate of a step's time. The compiler estimates no
 whole program, so `tpu_cycles.py` adds up its estimates of the operations and the kernels' schedules, for images with
 --targets classes. Communication between chips, waits for memory, gathers, scatters and sorts are left out; of the last
-three it reports the sizes. Nothing runs.
+three it reports the sizes, and `tpu_left_out.py` the time. Nothing runs.
 """
 
 import collections
