@@ -35,7 +35,7 @@ __all__ = ["GRADIENTS", "SAMPLING", "Cycles", "Kernels", "loss_kernels", "progra
 
 SAMPLING = "deformable_sample"  # in the names of all its operations
 GRADIENTS = "deformable_sample_gradients"  # the kernel of its derivative
-# Their names, and the results of a block.
+# The names of the kernels of the loss, each with the number of results in a block.
 KERNELS_OF_LOSS = r"(?:sum_of_tents_\d+x\d+|value_of_rank_\d+|compact_\d+|assign)_at_(\d+)"
 
 

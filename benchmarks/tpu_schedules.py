@@ -87,11 +87,10 @@ def looped_cycles(folder: Path) -> float:
     The bundles of a loop end with the test of its counter against the number of its turns. Branches count as taken, and
     loops whose length the data decide as one turn.
     """
-    found = {re.match(r"\d+-([\w.]+)-\d+-final_bundles", path.name) for path in folder.iterdir()}
     total = 0.0
-    for name in {match[1] for match in found if match}:
+    for path in folder.glob("*-[0-9][0-9]-final_bundles.txt"):
         pending = 0
-        for depth, bundle in _bundles(folder, name):
+        for depth, bundle in _bundles_in(path):
             if not depth:
                 total += 1
                 continue
@@ -103,12 +102,17 @@ def looped_cycles(folder: Path) -> float:
 
 
 def _bundles(folder: Path, name: str) -> list[tuple[str, str]]:
-    """The bundles of instructions of a kernel's final schedule, each after one ">" for each loop around it."""
+    """`_bundles_in` the final schedule of a kernel."""
     is_of_kernel = re.compile(rf".*-{name}(\.\d+)?-.*final_bundles\.txt").fullmatch
     found = [path for path in folder.iterdir() if is_of_kernel(path.name) and "analysis" not in path.name]
     if not found:  # if several, the same kernel was compiled for several numbers of blocks
         raise RuntimeError(f"the compiler wrote no schedule of {name}")
-    return re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", found[0].read_text(), re.MULTILINE)
+    return _bundles_in(found[0])
+
+
+def _bundles_in(schedule: Path) -> list[tuple[str, str]]:
+    """The bundles of instructions in a file, each after one ">" for each loop around it."""
+    return re.findall(r"^\s*(?:0x)?[0-9a-f]+\s+[A-Z ]*:\s*(>*) \{(.*)", schedule.read_text(), re.MULTILINE)
 
 
 def _waited(bundles: list[str]) -> float:

@@ -91,7 +91,7 @@ def test_points_chosen_roughly_are_as_uncertain_up_to_rounding():
     threshold = np.abs(np.take_along_axis(candidates, exact, axis=1)).max(axis=1)
     assert (np.abs(logits).max(axis=1) <= threshold + 2**-7 * np.abs(masks).max()).all()
     same = [len(np.intersect1d(*pair)) for pair in zip(place, exact, strict=True)]
-    assert min(same) >= 294 and max(same) <= 300
+    assert min(same) >= 294
 
 
 # Recorded numbers
