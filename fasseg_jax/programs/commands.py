@@ -13,6 +13,7 @@ from absl import app, flags
 
 from fasseg_jax import __version__
 from fasseg_jax.runtime.command_line import parse_flags, print_error
+from fasseg_jax.runtime.garbage import paused_garbage_collection
 from fasseg_jax.runtime.supervision import supervise
 
 __all__ = ["COMMANDS", "Command", "main", "run"]
@@ -86,10 +87,9 @@ def run(command: str) -> None:
     """Run a program with the arguments in `sys.argv[1:]`, and end with its exit status."""
     if command in ON_SEVERAL_HOSTS:
         supervise()
-    gc.disable()  # importing and tracing make objects by the million; searching them for garbage took half a second
-    program = importlib.import_module(COMMANDS[command].module)
-    gc.freeze()  # from now on the search leaves out what was imported
-    gc.enable()
+    with paused_garbage_collection():
+        program = importlib.import_module(COMMANDS[command].module)
+        gc.freeze()  # from now on the search leaves out what was imported
     sys.modules["__main__"].__doc__ = program.__doc__  # absl prints it at --help
     program.define_flags()
     for flag in flags.FLAGS.get_key_flags_for_module(program):

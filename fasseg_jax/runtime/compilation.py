@@ -8,7 +8,6 @@ import sys
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
 
 import jax
 from tqdm import tqdm
@@ -20,7 +19,6 @@ __all__ = [
     "CompileTimer",
     "announce",
     "enable_compilation_cache",
-    "paused_garbage_collection",
     "release_compiler_memory",
 ]
 
@@ -107,22 +105,6 @@ def _is_whole(entry: Path) -> bool:
         except zlib.error:
             return False
     return decompressor.eof
-
-
-@contextlib.contextmanager
-def paused_garbage_collection() -> Iterator[None]:
-    """Do not look for garbage in the block, which traces a large function.
-
-    Tracing makes millions of objects, all in use until it ends. Python would search them again and again, a third of
-    the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def release_compiler_memory(traces: bool = False) -> None:

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
-from fasseg_jax.runtime.compilation import paused_garbage_collection, release_compiler_memory
+from fasseg_jax.runtime.compilation import release_compiler_memory
 from fasseg_jax.runtime.distributed import all_gather_objects, shape_dtype_structs, shard_batch, state_shardings
 from fasseg_jax.runtime.files import Path
+from fasseg_jax.runtime.garbage import paused_garbage_collection
 from fasseg_jax.training.optimizer import make_optimizer
 from fasseg_jax.training.train_step import TrainState, make_train_step
 from fasseg_jax.weights.checkpoint_metadata import complete_steps, load_metadata

@@ -18,10 +18,11 @@ from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime.agreement import fail_together, require_equal, require_shared, version_facts
 from fasseg_jax.runtime.command_line import end_within, other_program
-from fasseg_jax.runtime.compilation import announce, paused_garbage_collection, release_compiler_memory
+from fasseg_jax.runtime.compilation import announce, release_compiler_memory
 from fasseg_jax.runtime.distributed import make_mesh, shape_dtype_structs, shard_batch, state_shardings
 from fasseg_jax.runtime.files import Path, WriteError, local_folder, make_path, named_write_errors
 from fasseg_jax.runtime.folder_lock import lock_folder
+from fasseg_jax.runtime.garbage import paused_garbage_collection
 from fasseg_jax.runtime.preemption import Interruption
 from fasseg_jax.runtime.read_ahead import in_background
 from fasseg_jax.runtime.record_file import read_records

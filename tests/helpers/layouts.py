@@ -19,8 +19,9 @@ from fasseg_jax.data import TrainingBatches, open_source
 from fasseg_jax.losses.targets import Targets
 from fasseg_jax.models.fasseg import build_model, initial_variables
 from fasseg_jax.runtime import distributed
-from fasseg_jax.runtime.compilation import enable_compilation_cache, paused_garbage_collection
+from fasseg_jax.runtime.compilation import enable_compilation_cache
 from fasseg_jax.runtime.files import make_path
+from fasseg_jax.runtime.garbage import paused_garbage_collection
 from fasseg_jax.training.checkpoints import RunCheckpoints
 from fasseg_jax.training.optimizer import make_optimizer
 from fasseg_jax.training.train_step import TrainState, make_train_step

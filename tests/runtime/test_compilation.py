@@ -11,7 +11,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from fasseg_jax.runtime.compilation import enable_compilation_cache, paused_garbage_collection
+from fasseg_jax.runtime.compilation import enable_compilation_cache
+from fasseg_jax.runtime.garbage import paused_garbage_collection
 from tests.helpers import ROOT, error_lines
 from tests.helpers.full_disk import limited_files
 
