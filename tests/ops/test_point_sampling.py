@@ -133,6 +133,8 @@ def test_tpus_sample_by_one_kernel_and_gather_nothing():
     spread = lowered(functools.partial(spread_on_masks, size=(88, 125)), values, points)
     assert [text.count("tpu_custom_call") for text in (of_classes, of_masks, spread)] == [1, 1, 0]
     assert "scatter" not in spread and "gather" not in of_masks + spread
+    rounded = lowered(functools.partial(spread_on_masks, size=(88, 125), precision="high"), values, points)
+    assert spread.count("precision = [HIGH, HIGH]") == 1 and "HIGH" not in rounded
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, 400])
