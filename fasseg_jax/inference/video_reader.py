@@ -5,7 +5,6 @@ import errno
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +17,8 @@ __all__ = ["CAMERA", "VIDEO_EXTENSIONS", "Frame", "VideoError", "VideoReader", "
 
 try:
     import av
+    from av.sidedata.sidedata import SideDataContainer
+    from av.video.reformatter import VideoReformatter
 except ImportError:
     av = None  # type: ignore[assignment]  # an optional extra; `VideoReader` asks for it
 
@@ -98,6 +99,7 @@ class VideoReader:
         assert isinstance(stream, av.VideoStream)
         self._stream = stream
         stream.thread_type = "NONE"  # with threads the decoder does not report all damaged frames
+        self._converter = VideoReformatter()  # each has threads, so not one for every frame
         stated = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         self.rate = next((rate for rate in stated if RATES[0] <= rate <= RATES[1]), DEFAULT_RATE)
         self.announced = stream.frames or None
@@ -149,7 +151,7 @@ class VideoReader:
             shown = (width, height) if orientation.transposed else (height, width)
             size = first or shown
             try:
-                image = _rgb(frame, size[::-1] if orientation.transposed else size)
+                image = self._rgb(frame, size[::-1] if orientation.transposed else size)
             except (av.error.FFmpegError, ValueError):  # a kind of pixels that FFmpeg does not convert
                 self.failed += 1
                 continue
@@ -169,13 +171,20 @@ class VideoReader:
 
     def _orientation(self, frame: "av.VideoFrame") -> Orientation:
         """How a player turns and mirrors the frame: phones store videos on their side, front cameras mirrored."""
-        side_data: Any = frame.side_data  # a mapping, which PyAV's stub does not say
+        # Not `frame.side_data`: it refers to the frame and the frame to it, so that the pixels of all frames would stay
+        # in memory until Python looks for garbage, gigabytes of a large video.
+        side_data = SideDataContainer(frame)  # type: ignore[call-arg]  # which PyAV's stub does not list
         if "DISPLAYMATRIX" not in {data.type.name for data in side_data}:
             return Orientation()
         matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
         orientation, exact = nearest_orientation(matrix.tolist())
         self._odd_matrix |= not exact
         return orientation
+
+    def _rgb(self, frame: "av.VideoFrame", size: tuple[int, int]) -> np.ndarray:
+        """A frame as it is stored, but RGB and scaled to the size (H, W)."""
+        height, width = size
+        return self._converter.reformat(frame, width, height, "rgb24").to_ndarray()
 
     def _decoded(self) -> Iterator["av.VideoFrame"]:
         packets = self._container.demux(self._stream)
@@ -193,12 +202,6 @@ class VideoReader:
                     yield frame
             except av.error.FFmpegError:
                 self.failed += 1
-
-
-def _rgb(frame: "av.VideoFrame", size: tuple[int, int]) -> np.ndarray:
-    """A frame as it is stored, but RGB and scaled to the size (H, W)."""
-    height, width = size
-    return frame.reformat(width, height, format="rgb24").to_ndarray()
 
 
 def _ffmpeg_input(source: str) -> tuple[str, str | None]:

@@ -1,6 +1,5 @@
 """Videos that are damaged at random: only a `VideoError` comes out, and what is written can be played."""
 
-import av
 import numpy as np
 import pytest
 
@@ -39,13 +38,6 @@ def test_mutated_videos(tmp_path, capfd, ending, count):
     assert sum(map(len, capfd.readouterr())) < 100_000
 
 
-def what_is_in(path):
-    """Size and packets of a file that cannot be played, for the report of a failure that came once in many runs."""
-    with av.open(str(path)) as container:
-        packets = [(packet.pts, packet.dts, packet.pos, packet.size) for packet in container.demux(video=0)]
-    return f"{path.stat().st_size} bytes; time stamps, place and size of packets: {packets}"
-
-
 @pytest.mark.parametrize("ending", [".mp4", ".avi", ".ts"])
 @pytest.mark.parametrize("count", [15, pytest.param(300, marks=pytest.mark.slow)])
 def test_what_is_written_of_mutated_videos_can_be_played(tmp_path, ending, count):
@@ -55,7 +47,7 @@ def test_what_is_written_of_mutated_videos_can_be_played(tmp_path, ending, count
     def segment():
         summary = segment_video(Thresholds(), str(path), tmp_path / "out")
         written, reader = read(summary.path)
-        assert (len(written), reader.failed) == (summary.frames, 0), what_is_in(summary.path)
+        assert len(written) == summary.frames and reader.failed == 0
 
     ends = outcomes(path, path.read_bytes(), count, segment, VideoError)
     assert ends["read"] > 0

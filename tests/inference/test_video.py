@@ -1,5 +1,6 @@
 """Videos of a few generated frames, written and read back."""
 
+import gc
 import json
 import os
 import re
@@ -115,6 +116,30 @@ def test_damaged_videos_are_read_as_far_as_they_go(tmp_path):
     assert summary.frames + summary.lost == 24
     assert summary.lost + summary.damaged > 0
     assert len(read(summary.path)[0]) == summary.frames
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux counts them")
+def test_frames_and_threads_are_gone_with_the_last_use(tmp_path):
+    """Without a search for garbage; FFmpeg's threads are in no list of Python's."""
+    source = write(tmp_path / "video.mp4", frames(30))
+    segment_video(Thresholds(), source, tmp_path / "out")  # also loads what stays
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/task"))
+        with VideoReader(source) as reader:
+            for _, frame in zip(range(20), reader, strict=False):
+                assert frame.image.shape == (96, 128, 3)
+                # As decoded, as RGB, and the one that the decoder fills next.
+                assert sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects()) <= 3
+            while_reading = len(os.listdir("/proc/self/task"))
+        del reader, frame
+        summary = segment_video(Thresholds(), source, tmp_path / "out")
+        after = len(os.listdir("/proc/self/task"))
+    finally:
+        gc.enable()
+    assert summary.frames == 30
+    assert while_reading - before <= os.cpu_count() + 1 and after - before <= 1
 
 
 def test_what_is_no_video_is_refused(tmp_path, monkeypatch):
