@@ -22,6 +22,7 @@ __all__ = ["match", "matching_costs"]
 
 CLASSES_AT_ONCE = 16
 PARTS = 64  # of the points of an image on a GPU, at most
+FACTORS = 16  # of a product of probabilities, at most
 
 
 def match(costs: Float[Array, "L1 B Q T"], targets: Targets) -> tuple[Int32[Array, "L1 B T"], Int32[Array, ""]]:
@@ -88,9 +89,14 @@ class SampledMasks:
     def of(cls, logits: Float[Array, "B P Q"]) -> "SampledMasks":
         """The masks of these logits."""
         probabilities = jax.nn.sigmoid(logits)
-        # softplus(x) = max(x, 0) - log(sigmoid(|x|)): several times faster on a CPU than with log1p, as good in a sum.
-        softplus = jnp.maximum(logits, 0) - jnp.log(jax.nn.sigmoid(jnp.abs(logits)))
-        return cls(logits, probabilities, softplus.sum(axis=1), probabilities.sum(axis=1))
+        # softplus(x) = max(x, 0) - log(max(p, 1 - p)), where p is the probability of x. The sum of some logarithms is
+        # the logarithm of a product, which is at least 2**-FACTORS. On a CPU it takes half the time of a logarithm for
+        # each, and is as good in a sum.
+        b, points, q = logits.shape
+        likelier = jnp.maximum(probabilities, 1 - probabilities)
+        products = likelier.reshape(b, -1, math.gcd(points, FACTORS), q).prod(axis=2)
+        softplus_sums = jnp.maximum(logits, 0).sum(axis=1) - jnp.log(products).sum(axis=1)
+        return cls(logits, probabilities, softplus_sums, probabilities.sum(axis=1))
 
 
 def class_cost(probabilities: Float[Array, "B Q K1"], classes: Int32[Array, "B t"]) -> Float[Array, "B Q t"]:
