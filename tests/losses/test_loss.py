@@ -16,7 +16,7 @@ from fasseg_jax.config import load_config
 from fasseg_jax.losses import mask_loss, matcher, reference
 from fasseg_jax.losses.criterion import LossTerms, class_losses, segmentation_loss
 from fasseg_jax.losses.mask_loss import chosen_roughly
-from fasseg_jax.losses.matcher import match, matching_costs
+from fasseg_jax.losses.matcher import SampledMasks, match, matching_costs
 from fasseg_jax.losses.points import (
     PointCounts,
     SamplingPoints,
@@ -92,6 +92,15 @@ def test_points_chosen_roughly_are_as_uncertain_up_to_rounding():
     assert (np.abs(logits).max(axis=1) <= threshold + 2**-7 * np.abs(masks).max()).all()
     same = [len(np.intersect1d(*pair)) for pair in zip(place, exact, strict=True)]
     assert min(same) >= 294
+
+
+@pytest.mark.parametrize("points", [1, 7, 40, 12544])
+def test_softplus_sums(points):
+    logits = np.random.default_rng(points).normal(0, 8, (2, points, 3)).astype(np.float32)
+    logits[0, 0] = [-1000, 0, 1000]
+    found = jax.jit(SampledMasks.of)(logits).softplus_sums
+    np.testing.assert_allclose(found, np.logaddexp(0, logits.astype(np.float64)).sum(axis=1), rtol=2e-6, atol=1e-6)
+    assert np.isnan(jax.jit(SampledMasks.of)(np.full((1, points, 1), np.nan)).softplus_sums).all()
 
 
 # Recorded numbers
