@@ -173,7 +173,7 @@ def value_of_rank(
 def counts_below(values: UInt32[Array, "N P"], candidates: UInt32[Array, "N c"]) -> Float[Array, "N c"]:
     """How many values of each row are below each of its candidates."""
     # Counts of 16 bits, beside each other: XLA compares and counts in one loop, without an array of what is below. The
-    # block is no power of two, whose rows would fall upon each other in the cache.
+    # block is no power of two, whose rows would fall upon each other in the cache. Float32 is exact up to 2**24.
     n, block = len(values), 1344
     values = _pad_with_largest(values, block).reshape(n, 1, -1, block)
     counts = (values < candidates[..., None, None]).sum(axis=2, dtype=jnp.uint16)  # (N, c, block)
@@ -202,14 +202,14 @@ def running_count(chosen: Bool[Array, "N P"]) -> Int[Array, "N P"]:
     return _running_sum(chosen.astype(jnp.float32), levels=2).astype(jnp.int32)
 
 
-def _running_sum(values: jax.Array, levels: int, block: int = 64) -> jax.Array:
-    """A cumulative sum in blocks, each by a matmul, and in blocks of their totals.
+def _running_sum(values: jax.Array, levels: int) -> jax.Array:
+    """A cumulative sum in blocks of 64, each by a matmul, and in blocks of their totals.
 
     Totals of up to 64 are exact in bfloat16, to which a TPU rounds the factors. Those of further levels are not.
     """
     if levels == 0:
         return jnp.cumsum(values, axis=-1)
-    n, p = values.shape
+    (n, p), block = values.shape, 64
     blocks = jnp.pad(values, ((0, 0), (0, -p % block))).reshape(-1, block)
     within = (blocks @ jnp.triu(jnp.ones((block, block)))).reshape(n, -1, block)  # (N, blocks, block)
     totals = within[..., -1]

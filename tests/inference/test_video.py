@@ -19,6 +19,7 @@ from fasseg_jax.inference.explain import explain
 from fasseg_jax.inference.explanation_page import draw_explanation
 from fasseg_jax.inference.segmenter import Segmenter
 from fasseg_jax.inference.video import VideoError, VideoReader, segment_video
+from fasseg_jax.runtime.garbage import paused_garbage_collection
 from fasseg_jax.visualization.legend import VideoLegend
 from fasseg_jax.visualization.overlay import blend
 from fasseg_jax.weights.checkpoint import save_checkpoint
@@ -124,8 +125,7 @@ def test_frames_and_threads_are_gone_with_the_last_use(tmp_path):
     source = write(tmp_path / "video.mp4", frames(30))
     segment_video(Thresholds(), source, tmp_path / "out")  # also loads what stays
     gc.collect()
-    gc.disable()
-    try:
+    with paused_garbage_collection():
         before = len(os.listdir("/proc/self/task"))
         with VideoReader(source) as reader:
             for _, frame in zip(range(20), reader, strict=False):
@@ -136,8 +136,6 @@ def test_frames_and_threads_are_gone_with_the_last_use(tmp_path):
         del reader, frame
         summary = segment_video(Thresholds(), source, tmp_path / "out")
         after = len(os.listdir("/proc/self/task"))
-    finally:
-        gc.enable()
     assert summary.frames == 30
     assert while_reading - before <= os.cpu_count() + 1 and after - before <= 1
 
